@@ -1,0 +1,1 @@
+"""What every layer speaks of: batches, signals, keys, time, errors. Imports no other layer."""

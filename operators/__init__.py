@@ -1,0 +1,1 @@
+"""Pure logic: batches in, batches out. Knows nothing of processes, channels or checkpoints."""

@@ -1,0 +1,1 @@
+"""The actors: channels, subtasks, agent, controller, checkpoints and recovery."""

@@ -1,0 +1,262 @@
+"""The state interfaces: what an operator may remember, and how a barrier seals it.
+
+One StateBackend serves one operator in one subtask. Everything that must survive lives behind
+these interfaces; nothing else does. The memory backend implements them with full snapshots; the
+conformance kit in penstock.testing holds for every backend.
+
+Keyed state is addressed by (hash, key): equal hashes are not equal keys (hazard 54).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from penstock.elements.keygroup import KeyGroupRange
+
+Hashes = npt.NDArray[np.uint64]
+ObjectKind = Literal["value", "list", "map"]
+Redistribution = Literal["list", "union", "broadcast"]
+MergeFunction = Literal["sum", "min", "max", "replace"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One piece of sealed state, as it lies in a run.
+
+    `kind` is table, objects, timers or operator. Keyed sections hold a uint64 column `_hash`,
+    sorted, so that a range of key groups is one contiguous slice. `batch` is owned memory.
+    `declared` is what a restore must match: key schema, value schema, object kind, and so on.
+    """
+
+    operator_id: str
+    name: str
+    kind: Literal["table", "objects", "timers", "operator"]
+    batch: pa.RecordBatch
+    declared: dict[str, Any] = field(default_factory=dict)
+
+
+class Snapshot(Protocol):
+    """A consistent view sealed at one barrier; later writes do not show in it."""
+
+    def sections(self) -> Sequence[Section]:
+        """Build the sections. Safe in another thread; runs no per-row Python (GIL convoy)."""
+        ...
+
+
+class Table(ABC):
+    """Columnar keyed state of built-in operators; every call is vectorised.
+
+    `keys` and `values` are batches with the declared schemas, equally long. `hashes` are the
+    frozen hashes of the keys; computed when not given.
+    """
+
+    @abstractmethod
+    def upsert(
+        self, keys: pa.RecordBatch, values: pa.RecordBatch, hashes: Hashes | None = None
+    ) -> None:
+        """Insert or replace; within the batch the last row of a key wins. Copies."""
+
+    @abstractmethod
+    def get(
+        self, keys: pa.RecordBatch, hashes: Hashes | None = None
+    ) -> tuple[npt.NDArray[np.bool_], pa.RecordBatch]:
+        """(found mask, values aligned with `keys`; rows not found are null)."""
+
+    @abstractmethod
+    def accumulate(
+        self, keys: pa.RecordBatch, values: pa.RecordBatch, hashes: Hashes | None = None
+    ) -> None:
+        """Merge into what is stored by the declared merge per value column.
+
+        Integer sums that overflow raise StateError naming the column.
+        """
+
+    @abstractmethod
+    def delete(self, keys: pa.RecordBatch, hashes: Hashes | None = None) -> None:
+        """Forget these keys; unknown ones are ignored."""
+
+    @abstractmethod
+    def append(
+        self,
+        keys: pa.RecordBatch,
+        values: pa.RecordBatch,
+        times_ns: npt.NDArray[np.int64],
+        hashes: Hashes | None = None,
+    ) -> None:
+        """Add rows without replacing (a multimap by key and time). Copies.
+
+        A table is used either by upsert/accumulate or by append, never both.
+        """
+
+    @abstractmethod
+    def probe(
+        self,
+        keys: pa.RecordBatch,
+        low_ns: npt.NDArray[np.int64] | int,
+        high_ns: npt.NDArray[np.int64] | int,
+        hashes: Hashes | None = None,
+    ) -> tuple[npt.NDArray[np.int64], pa.RecordBatch]:
+        """Appended rows with an equal key and low <= time <= high, both per probe row.
+
+        Returns (index into `keys`, matching rows as key + value columns), by index, then in the
+        order of insertion. Null keys match nothing.
+        """
+
+    @abstractmethod
+    def expire(self, before_ns: int) -> Iterator[pa.RecordBatch]:
+        """Drop appended rows with time < before, yielding them as key + value + `_time` int64."""
+
+    @abstractmethod
+    def scan(self) -> Iterator[pa.RecordBatch]:
+        """All live rows as key + value columns (and `_time` int64 for appended tables)."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """Live rows."""
+
+
+class ObjectState(ABC):
+    """Python objects by key, for user code; one current key at a time.
+
+    Mutable values are valid within one call of user code; a `get` of one marks it dirty, so a
+    change in place is not lost (hazard 27).
+    """
+
+    @abstractmethod
+    def get(self, key: Hashable, default: Any = None) -> Any:
+        """The stored object, or `default`; expired entries count as absent."""
+
+    @abstractmethod
+    def put(self, key: Hashable, hash64: int, value: Any) -> None:
+        """Store `value` under `key`; `hash64` is the frozen hash of the key columns."""
+
+    @abstractmethod
+    def remove(self, key: Hashable) -> None:
+        """Forget `key`."""
+
+    @abstractmethod
+    def keys(self) -> Iterator[Hashable]:
+        """All live keys."""
+
+    @abstractmethod
+    def advance(self, time_ns: int) -> None:
+        """Event time for the TTL: entries written before time - ttl are absent from now on."""
+
+
+@dataclass(frozen=True, order=True)
+class TimerEntry:
+    """One pending timer, in the order in which timers fire."""
+
+    time_ns: int
+    hash64: int
+    tag: str
+    key: Any = field(compare=False)
+
+
+class Timers(ABC):
+    """One pending timer per (key, tag); setting it again moves it (hazard 24)."""
+
+    @abstractmethod
+    def set(self, key: Hashable, hash64: int, tag: str, time_ns: int) -> None:
+        """Arm or move."""
+
+    @abstractmethod
+    def cancel(self, key: Hashable, tag: str) -> None:
+        """Disarm; unknown ones are ignored."""
+
+    @abstractmethod
+    def due(self, time_ns: int) -> list[TimerEntry]:
+        """Remove and return all timers with time <= `time_ns`, by (time, key hash, tag)."""
+
+    @abstractmethod
+    def next_ns(self) -> int | None:
+        """The earliest pending time."""
+
+    @abstractmethod
+    def pending(self, key: Hashable, tag: str) -> int | None:
+        """When this timer will fire."""
+
+
+class OperatorList(ABC):
+    """Non-keyed state as a list of small items, each `bytes`; split positions, pending commits.
+
+    After a rescale "list" items are dealt out round-robin in a fixed order, "union" gives all to
+    everyone, "broadcast" keeps one copy of what all hold alike.
+    """
+
+    @abstractmethod
+    def items(self) -> list[bytes]:
+        """The items of this subtask."""
+
+    @abstractmethod
+    def replace(self, items: Sequence[bytes]) -> None:
+        """Set the items; what a snapshot seals is the last call before it."""
+
+
+class StateBackend(ABC):
+    """The state of one operator in one subtask. Declaring a state twice gives the same object.
+
+    Declaring a state whose restored section has another schema or kind raises StateError that
+    names operator, state and both declarations.
+    """
+
+    @abstractmethod
+    def table(
+        self,
+        name: str,
+        key: pa.Schema,
+        value: pa.Schema,
+        *,
+        merge: dict[str, MergeFunction] | None = None,
+        ttl_ns: int | None = None,
+    ) -> Table:
+        """A columnar keyed table; `merge` per value column for `accumulate`."""
+
+    @abstractmethod
+    def objects(self, name: str, kind: ObjectKind, *, ttl_ns: int | None = None) -> ObjectState:
+        """Python objects by key, pickled into snapshots."""
+
+    @abstractmethod
+    def timers(self, name: str) -> Timers:
+        """Timers by key and tag."""
+
+    @abstractmethod
+    def operator_list(self, name: str, redistribute: Redistribution) -> OperatorList:
+        """Non-keyed state."""
+
+    @abstractmethod
+    def seal(self) -> Snapshot:
+        """Freeze the present content; the only part that runs in the barrier's turn."""
+
+    @abstractmethod
+    def undeclared(self) -> list[str]:
+        """Names of restored states that nobody has declared; asked after open() (hazard 29)."""
+
+
+@dataclass(frozen=True)
+class RestoredState:
+    """What a subtask finds when it starts: the sections of its operator from all old subtasks.
+
+    Keyed sections may hold rows of foreign key groups: the backend clips them to `key_groups`.
+    `operator_sections` are ordered by old subtask index; the backend deals list items out:
+    item i of the whole sequence goes to subtask i % parallelism.
+    """
+
+    sections: Sequence[Section]
+    key_groups: KeyGroupRange
+    subtask: int
+    parallelism: int
+
+
+class BackendFactory(Protocol):
+    """Makes the backend of one operator in one subtask."""
+
+    def __call__(self, operator_id: str, restored: RestoredState) -> StateBackend: ...
