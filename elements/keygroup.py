@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ import numpy.typing as npt
 KEY_GROUPS = 4096
 """G, fixed in format version 1."""
 GROUP_SHIFT = 64 - 12
+Targets = npt.NDArray[np.unsignedinteger[Any]]
+"""Subtask indices, uint8 or uint16."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,9 @@ def owned_groups(subtask: int, parallelism: int) -> KeyGroupRange:
 
 
 @lru_cache(maxsize=64)
-def group_to_subtask(parallelism: int) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint8]:
-    """A table from key group to subtask; uint8 up to 256 subtasks so that sorting is a radix sort."""
-    dtype = np.uint8 if parallelism <= 256 else np.uint16
-    table = np.empty(KEY_GROUPS, dtype)
+def group_to_subtask(parallelism: int) -> Targets:
+    """A table from key group to subtask; uint8 up to 256 subtasks, so sorting is a radix sort."""
+    table: Targets = np.empty(KEY_GROUPS, np.uint8 if parallelism <= 256 else np.uint16)
     for subtask in range(parallelism):
         groups = owned_groups(subtask, parallelism)
         table[groups.start : groups.stop] = subtask
@@ -59,8 +61,6 @@ def group_to_subtask(parallelism: int) -> npt.NDArray[np.uint16] | npt.NDArray[n
     return table
 
 
-def subtask_of(
-    hashes: npt.NDArray[np.uint64], parallelism: int
-) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint8]:
+def subtask_of(hashes: npt.NDArray[np.uint64], parallelism: int) -> Targets:
     """The subtask that owns each hash."""
     return np.take(group_to_subtask(parallelism), hashes >> np.uint64(GROUP_SHIFT))

@@ -58,7 +58,7 @@ class SplitReader(ABC):
         """Release files and threads."""
 
 
-class EndOfSplit(Exception):  # noqa: N818
+class EndOfSplit(Exception):
     """The split has no further rows."""
 
 

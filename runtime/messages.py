@@ -92,7 +92,8 @@ class Deploy(msgspec.Struct, frozen=True, tag=True):
     plan: bytes
     subtasks: list[SubtaskDeployment]
     channels: list[ChannelSpec]
-    settings: dict[str, str]
+    settings: bytes
+    """JobSettings as JSON."""
 
 
 class ToSubtask(msgspec.Struct, frozen=True, tag=True):
@@ -273,9 +274,27 @@ def encode(message: msgspec.Struct) -> bytes:
 
 def decode_command(body: bytes) -> Command:
     """Raises msgspec.DecodeError for what is not a command."""
-    return _command_decoder.decode(body)
+    command: Command = _command_decoder.decode(body)
+    return command
 
 
 def decode_event(body: bytes) -> Event:
     """Raises msgspec.DecodeError for what is not an event."""
-    return _event_decoder.decode(body)
+    event: Event = _event_decoder.decode(body)
+    return event
+
+
+_to_agent_decoder = msgspec.msgpack.Decoder(ToAgent)
+_to_controller_decoder = msgspec.msgpack.Decoder(ToController)
+
+
+def decode_to_agent(body: bytes) -> ToAgent:
+    """Raises msgspec.DecodeError for what the controller never says."""
+    message: ToAgent = _to_agent_decoder.decode(body)
+    return message
+
+
+def decode_to_controller(body: bytes) -> ToController:
+    """Raises msgspec.DecodeError for what an agent never says."""
+    message: ToController = _to_controller_decoder.decode(body)
+    return message

@@ -1,1 +1,1 @@
-"""What users and the engine itself test with: drive, check_sink, assert_same_rows, conformance kits."""
+"""What users and the engine test with: drive, check_sink, assert_same_rows, conformance kits."""
