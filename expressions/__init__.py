@@ -1,1 +1,1 @@
-"""SQL expressions over Arrow batches: checked when planning, evaluated by one running projection."""
+"""SQL expressions over Arrow batches: checked when planning, run by one running projection."""

@@ -74,7 +74,7 @@ class ProcessorContext(Protocol):
 class Processor(ABC):
     """One operator's logic in one subtask."""
 
-    def open(self, ctx: ProcessorContext) -> None:
+    def open(self, ctx: ProcessorContext) -> None:  # noqa: B027
         """Declare state, connect, load. State is already restored in `ctx.state`."""
 
     @abstractmethod
