@@ -37,6 +37,12 @@ class Sink:
     def abort(self, txn: str, staged: bytes) -> None:
         """The cut was given up: rows come again after a restart. Clean up if you can."""
 
+    def finish(self) -> None:
+        """No further rows will come: what was held back for later belongs to the next prepare."""
+
+    def job_finished(self, run_id: str) -> None:
+        """Every commit of the job is done: tidy up. Runs once, in the coordinator, unopened."""
+
     def close(self) -> None:
         """Disconnect."""
 
