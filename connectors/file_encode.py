@@ -40,8 +40,8 @@ def write_file(
             for batch in batches:
                 writer.write_batch(batch, row_group_size=ROW_GROUP_ROWS)
     elif kind.format == "arrow":
-        codec = "zstd" if kind.compression == "zstd" else None
-        options = pa.ipc.IpcWriteOptions(compression=codec)
+        inner = "zstd" if kind.compression == "zstd" else None
+        options = pa.ipc.IpcWriteOptions(compression=inner)
         with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, schema, options=options) as out:
             for batch in batches:
                 out.write_batch(batch)

@@ -77,7 +77,7 @@ class FileSink(Sink):
                 f"FileSink: compression {compression!r} is unknown; there are none, gzip, zstd"
             )
         declared = kind_of(f"x.{format}", format, "FileSink").format
-        self.kind = FileKind(declared, compression)  # type: ignore[arg-type]
+        self.kind = FileKind(declared, compression)
         self.partition_by = (
             (partition_by,) if isinstance(partition_by, str) else tuple(partition_by)
         )
