@@ -94,6 +94,10 @@ class Deploy(msgspec.Struct, frozen=True, tag=True):
     channels: list[ChannelSpec]
     settings: bytes
     """JobSettings as JSON."""
+    python_path: list[str] = []
+    """`sys.path` of the user's process, "" resolved: the plan's modules are found there."""
+    cwd: str = ""
+    """The user's working directory: relative paths in user code mean the same in a subtask."""
 
 
 class ToSubtask(msgspec.Struct, frozen=True, tag=True):
@@ -124,6 +128,21 @@ class AgentReady(msgspec.Struct, frozen=True, tag=True):
 
     pid: int
     slots: int
+    fork_server_pid: int = 0
+
+
+class NotResponding(msgspec.Struct, frozen=True, tag=True):
+    """A live subtask's progress word has stood still (hazard 40): status, never a verdict.
+
+    Sent once the standstill is `seconds` long, again each time it has doubled, and with
+    `seconds=0` when the subtask moves again. `state` is one of progress_word.STATES.
+    """
+
+    generation: int
+    attempt: int
+    key: SubtaskKey
+    state: str
+    seconds: float
 
 
 class SubtaskExited(msgspec.Struct, frozen=True, tag=True):
@@ -264,7 +283,7 @@ _event_decoder = msgspec.msgpack.Decoder(Event)
 _encoder = msgspec.msgpack.Encoder()
 
 ToAgent = Deploy | ToSubtask | CancelAttempt | Shutdown
-ToController = AgentReady | SubtaskExited | AttemptGone | FromSubtask | AgentFailure
+ToController = AgentReady | NotResponding | SubtaskExited | AttemptGone | FromSubtask | AgentFailure
 
 
 def encode(message: msgspec.Struct) -> bytes:
