@@ -1,0 +1,217 @@
+"""A chain: the operators of one vertex in one subtask, called head to tail in one thread.
+
+Rows, watermarks and the end walk the tree of links depth first; what leaves the vertex goes to its
+outputs. A chain is snapshotted head to tail in one turn, nothing being delivered in between
+(hazard 25).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from penstock.dataflow.plan import OperatorSpec, Vertex
+from penstock.elements.clock import Clock
+from penstock.elements.keygroup import KeyGroupRange
+from penstock.elements.signals import WATERMARK_MAX, WATERMARK_MIN
+from penstock.operators.processor import MAIN
+from penstock.state.backend import Snapshot, StateBackend
+
+from .output import Output, Outputs
+
+
+@dataclass(frozen=True)
+class ChainSurroundings:
+    """What all operators of a subtask have in common."""
+
+    subtask: int
+    parallelism: int
+    key_groups: KeyGroupRange
+    clock: Clock
+    run_id: str
+    scratch_dir: str
+    wake: Callable[[], None]
+    emit_idle: Callable[[], None]
+
+
+@dataclass
+class OperatorContext:
+    """One operator's view of the engine: the ProcessorContext of operators/processor.py."""
+
+    spec: OperatorSpec
+    index: int
+    chain: Chain
+    state: StateBackend
+    surroundings: ChainSurroundings
+    watermark: int = WATERMARK_MIN
+    checkpoint_id: int = 0
+    counters: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    woken: bool = False
+
+    def __post_init__(self) -> None:
+        self.operator_id = self.spec.id
+        self.operator_name = self.spec.name
+        self.subtask = self.surroundings.subtask
+        self.parallelism = self.surroundings.parallelism
+        self.key_groups = self.surroundings.key_groups
+        self.clock = self.surroundings.clock
+        self.run_id = self.surroundings.run_id
+        self.scratch_dir = self.surroundings.scratch_dir
+
+    def collect(self, batch: pa.RecordBatch, output: str = MAIN) -> None:
+        """Rows go on at once, depth first."""
+        if batch.num_rows:
+            self.counters["rows_out"] += batch.num_rows
+            self.chain.deliver(self.index, output, batch)
+
+    def emit_watermark(self, watermark: int) -> None:
+        """A source's promise goes to everything behind it."""
+        if watermark > self.watermark:
+            self.watermark = watermark
+            self.chain.forward_watermark(self.index, watermark)
+
+    def emit_idle(self) -> None:
+        """A source is quiet: say so on all outputs of the subtask."""
+        self.surroundings.emit_idle()
+
+    def wake(self) -> None:
+        """Have on_processing_time called in the loop's next turn."""
+        self.woken = True
+        self.surroundings.wake()
+
+    def count(self, metric: str, amount: int) -> None:
+        """Counters are sent with the statistics."""
+        self.counters[metric] += amount
+
+
+class Chain:
+    """The operators of one vertex, opened."""
+
+    def __init__(
+        self,
+        vertex: Vertex,
+        outputs: Mapping[tuple[int, str], Sequence[Output]],
+        channels: Mapping[int, Outputs],
+        surroundings: ChainSurroundings,
+        backends: Sequence[StateBackend],
+    ) -> None:
+        """`outputs` by (operator index, output name); `channels` by operator index."""
+        self.vertex = vertex
+        self._processors = [spec.processor for spec in vertex.operators]
+        self._channels = channels
+        self._outputs = outputs
+        self._clock = surroundings.clock
+        self.contexts = [
+            OperatorContext(spec, index, self, backend, surroundings)
+            for index, (spec, backend) in enumerate(zip(vertex.operators, backends, strict=True))
+        ]
+        self._links: dict[tuple[int, str], list[int]] = defaultdict(list)
+        self._children: dict[int, list[int]] = defaultdict(list)
+        for link in vertex.links:
+            self._links[link.source, link.output].append(link.target)
+            if link.target not in self._children[link.source]:
+                self._children[link.source].append(link.target)
+
+    @property
+    def states(self) -> list[tuple[str, StateBackend]]:
+        """Operator id and backend, head to tail."""
+        return [(c.operator_id, c.state) for c in self.contexts]
+
+    def open(self, watermark: int, checkpoint_id: int) -> None:
+        """Open every operator, tail first, so that a head that emits at once finds them ready."""
+        for context, processor in zip(
+            reversed(self.contexts), reversed(self._processors), strict=True
+        ):
+            context.watermark = watermark
+            context.checkpoint_id = checkpoint_id
+            processor.open(context)
+
+    def process(self, batch: pa.RecordBatch, port: int) -> None:
+        """Rows for the head."""
+        self.contexts[0].counters["rows_in"] += batch.num_rows
+        self._processors[0].process(batch, port)
+
+    def deliver(self, source: int, output: str, batch: pa.RecordBatch) -> None:
+        """Rows that operator `source` collected."""
+        for target in self._links.get((source, output), ()):
+            self.contexts[target].counters["rows_in"] += batch.num_rows
+            self._processors[target].process(batch, 0)
+        for edge in self._outputs.get((source, output), ()):
+            edge.send(batch, self._clock.monotonic_ns())
+
+    def advance(self, watermark: int) -> None:
+        """The head's inputs have all passed `watermark`."""
+        self._advance(0, watermark)
+
+    def _advance(self, index: int, watermark: int) -> None:
+        context = self.contexts[index]
+        if watermark <= context.watermark and watermark != WATERMARK_MAX:
+            return
+        context.watermark = watermark
+        self._processors[index].on_watermark(watermark)
+        self.forward_watermark(index, watermark)
+
+    def forward_watermark(self, index: int, watermark: int) -> None:
+        """Everything behind operator `index` learns the watermark after its rows."""
+        for child in self._children.get(index, ()):
+            self._advance(child, watermark)
+        channels = self._channels.get(index)
+        if channels is not None:
+            channels.watermark(watermark, self._clock.monotonic_ns())
+
+    def end(self) -> None:
+        """No further input: the last watermark, then each operator's flush, head to tail."""
+        for index, processor in enumerate(self._processors):
+            context = self.contexts[index]
+            context.watermark = WATERMARK_MAX
+            processor.on_watermark(WATERMARK_MAX)
+            processor.on_end()
+
+    def next_wakeup_ns(self) -> int | None:
+        """The earliest wall time that any operator asked for; 0 if one was woken."""
+        earliest: int | None = None
+        for context, processor in zip(self.contexts, self._processors, strict=True):
+            at = 0 if context.woken else processor.next_wakeup_ns()
+            if at is not None and (earliest is None or at < earliest):
+                earliest = at
+        return earliest
+
+    def on_processing_time(self, now_ns: int) -> None:
+        """Call the operators that are due or were woken."""
+        for context, processor in zip(self.contexts, self._processors, strict=True):
+            at = processor.next_wakeup_ns()
+            if context.woken or (at is not None and at <= now_ns):
+                context.woken = False
+                processor.on_processing_time(now_ns)
+
+    def seal(self, checkpoint_id: int) -> list[tuple[str, Snapshot]]:
+        """Bring everything into state head to tail, then freeze it."""
+        for processor in self._processors:
+            processor.before_snapshot(checkpoint_id)
+        return [(operator_id, state.seal()) for operator_id, state in self.states]
+
+    def completed(self, checkpoint_id: int) -> None:
+        """What user code sees as the epoch moves on."""
+        for context in self.contexts:
+            context.checkpoint_id = checkpoint_id
+
+    def commit(self, checkpoint_id: int) -> None:
+        """Publish every cut up to `checkpoint_id`."""
+        for processor in self._processors:
+            processor.on_commit(checkpoint_id)
+
+    def pending_commits(self) -> list[int]:
+        """Checkpoint ids that some operator still owes a commit for."""
+        return [n for processor in self._processors for n in processor.pending_commits()]
+
+    def close(self) -> None:
+        """Close every operator, head to tail."""
+        for processor in self._processors:
+            processor.close()
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Counters by operator id."""
+        return {c.operator_id: dict(c.counters) for c in self.contexts}

@@ -1,0 +1,36 @@
+"""Exceptions as data, for the control link: what failed, and what makes it the same again."""
+
+from __future__ import annotations
+
+import traceback
+
+from penstock.elements.errors import PenstockError, UserCodeError
+
+from .messages import Failure
+
+TEXT_CHARS_MAX = 16_000
+"""A report longer than this is cut in the middle; the ends say most."""
+
+
+def failure_of(error: BaseException) -> Failure:
+    """The failure that `error` means.
+
+    Poison (hazard 43) is told by operator, exception type, and source position or row; only user
+    code can be poisoned.
+    """
+    if isinstance(error, UserCodeError):
+        kind = error.cause.split(":", 1)[0]
+        identity = f"{error.operator}|{kind}|{error.source or error.row or ''}"
+        poison = bytes(getattr(error, "poison", b""))
+        return Failure("UserCodeError", _cut(str(error)), error.operator, identity, poison)
+    if isinstance(error, PenstockError):
+        return Failure(type(error).__name__, _cut(str(error)))
+    report = "".join(traceback.format_exception(error))
+    return Failure(type(error).__name__, _cut(report))
+
+
+def _cut(text: str) -> str:
+    if len(text) <= TEXT_CHARS_MAX:
+        return text
+    half = TEXT_CHARS_MAX // 2
+    return f"{text[:half]}\n…\n{text[-half:]}"

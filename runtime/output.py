@@ -1,0 +1,143 @@
+"""What leaves a subtask: rows are routed, gathered per channel, and sent in order with signals.
+
+The order of hazard 7, per channel: rows never overtake rows; BARRIER, END and IDLE push out the
+gathered rows and then the pending watermark first; a WATERMARK waits behind gathered rows (latest
+wins) and leaves with them, at the latest after the linger. Before a BARRIER each channel gets the
+latest watermark, always. Nothing is gathered at a cut, by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from penstock.elements.signals import WATERMARK_MIN, Kind
+
+from .channel import Sender
+from .partition import Router
+
+NEVER_NS = 2**63 - 1
+
+
+class OutputChannel:
+    """One sender with its gathering buffer."""
+
+    __slots__ = ("_batch_rows", "_deadline_ns", "_held", "_linger_ns", "_rows", "_sender", "_sent",
+                 "_watermark")  # fmt: skip
+
+    def __init__(self, sender: Sender, batch_rows: int, linger_ns: int) -> None:
+        self._sender = sender
+        self._batch_rows = batch_rows
+        self._linger_ns = linger_ns
+        self._held: list[pa.RecordBatch] = []
+        self._rows = 0
+        self._watermark = WATERMARK_MIN
+        self._sent = WATERMARK_MIN
+        self._deadline_ns = NEVER_NS
+
+    def add(self, batch: pa.RecordBatch, now_ns: int) -> None:
+        """Gather rows; a full buffer is offered to the sender."""
+        if not self._held and batch.num_rows >= self._batch_rows:
+            self._sender.offer(batch)
+            self._offer_watermark()
+            return
+        if not self._held:
+            self._deadline_ns = now_ns + self._linger_ns
+        self._held.append(batch)
+        self._rows += batch.num_rows
+        if self._rows >= self._batch_rows:
+            self.release()
+
+    def watermark(self, watermark: int, now_ns: int) -> None:
+        """Hold behind gathered rows, or send."""
+        self._watermark = watermark
+        if not self._held:
+            self._offer_watermark()
+
+    def release(self) -> None:
+        """Offer what is gathered, then the watermark that waited behind it."""
+        if self._held:
+            held, self._held, self._rows = self._held, [], 0
+            self._deadline_ns = NEVER_NS
+            self._sender.offer(held[0] if len(held) == 1 else pa.concat_batches(held))
+        self._offer_watermark()
+
+    def signal(self, kind: Kind, value: int) -> None:
+        """BARRIER, END or IDLE: behind all rows and the latest watermark."""
+        self.release()
+        if kind is Kind.BARRIER and self._watermark != WATERMARK_MIN:
+            self._sender.offer_signal(Kind.WATERMARK, self._watermark)
+        self._sender.offer_signal(kind, value)
+
+    def _offer_watermark(self) -> None:
+        if self._watermark > self._sent:
+            self._sent = self._watermark
+            self._sender.offer_signal(Kind.WATERMARK, self._watermark)
+
+    @property
+    def deadline_ns(self) -> int:
+        """When the linger ends; NEVER_NS when nothing is gathered."""
+        return self._deadline_ns
+
+    @property
+    def reader_is_idle(self) -> bool:
+        """The other end has read everything: waiting would only add latency."""
+        return self._sender.statistics().queued_rows == 0
+
+    def flush(self) -> bool:
+        """Publish what was offered; False when the channel is full."""
+        return self._sender.flush()
+
+
+class Output:
+    """An edge seen from one producing subtask: a router and its channels by target index."""
+
+    def __init__(self, router: Router, channels: Sequence[OutputChannel]) -> None:
+        self._router = router
+        self._channels = channels
+
+    def send(self, batch: pa.RecordBatch, now_ns: int) -> None:
+        """Route rows to the channels."""
+        for target, rows in self._router(batch):
+            self._channels[target].add(rows, now_ns)
+
+
+class Outputs:
+    """All channels of a subtask, for signals, lingers and back-pressure."""
+
+    def __init__(self, channels: Sequence[OutputChannel]) -> None:
+        self._channels = channels
+
+    def watermark(self, watermark: int, now_ns: int) -> None:
+        """Send or hold a watermark on every channel."""
+        for channel in self._channels:
+            channel.watermark(watermark, now_ns)
+
+    def signal(self, kind: Kind, value: int = 0) -> None:
+        """Send BARRIER, END or IDLE on every channel."""
+        for channel in self._channels:
+            channel.signal(kind, value)
+
+    def flush(self) -> bool:
+        """Publish on every channel; False while any channel is full."""
+        published = True
+        for channel in self._channels:
+            published = channel.flush() and published
+        return published
+
+    def release_due(self, now_ns: int) -> None:
+        """Offer rows whose linger has ended."""
+        for channel in self._channels:
+            if channel.deadline_ns <= now_ns:
+                channel.release()
+
+    def release_idle(self) -> None:
+        """With nothing else to do, do not keep an idle reader waiting (linger 0, row 60)."""
+        for channel in self._channels:
+            if channel.deadline_ns != NEVER_NS and channel.reader_is_idle:
+                channel.release()
+
+    def next_deadline_ns(self) -> int:
+        """The earliest end of a linger."""
+        return min((c.deadline_ns for c in self._channels), default=NEVER_NS)

@@ -1,0 +1,82 @@
+"""From a checkpoint's runs to the backends of one new subtask, at any parallelism.
+
+State is found by operator id, keyed state by key groups, never by position (hazard 29).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from penstock.dataflow.plan import Vertex
+from penstock.elements.errors import StateError
+from penstock.elements.keygroup import KeyGroupRange
+from penstock.state.backend import BackendFactory, RestoredState, Section, StateBackend
+from penstock.state.run import read_run
+from penstock.state.store import Store
+
+from .messages import RunRef
+from .snapshotter import restored_watermark, watermark_owner
+
+
+@dataclass(frozen=True)
+class RestoredSubtask:
+    """One backend per operator of the chain, and the watermark at the cut."""
+
+    backends: list[StateBackend]
+    watermark: int
+
+
+def read_reference(store: Store, run: RunRef) -> bytes:
+    """The bytes of a run, verified; StateError names the object that is damaged."""
+    body = run.inline or store.get(run.name)
+    where = run.name or "an inline run of the manifest"
+    if len(body) != run.size or zlib.crc32(body) != run.crc:
+        raise StateError(
+            f"{where} is damaged: {len(body)} bytes, crc {zlib.crc32(body):08x}; "
+            f"the manifest says {run.size} bytes, crc {run.crc:08x}"
+        )
+    return body
+
+
+def restore_subtask(
+    vertex: Vertex,
+    index: int,
+    groups: KeyGroupRange,
+    runs: Sequence[RunRef],
+    store: Store,
+    factory: BackendFactory,
+) -> RestoredSubtask:
+    """Build the backends of subtask `index` of `vertex` out of the old subtasks' runs, in order."""
+    owner = watermark_owner(vertex.operators[0].id)
+    wanted = {owner, *(spec.id for spec in vertex.operators)}
+    sections: list[Section] = []
+    for run in runs:
+        sections.extend(read_run(read_reference(store, run), wanted, groups))
+    backends = [
+        factory(
+            spec.id,
+            RestoredState(
+                [s for s in sections if s.operator_id == spec.id],
+                groups,
+                index,
+                vertex.parallelism,
+            ),
+        )
+        for spec in vertex.operators
+    ]
+    own = [s for s in sections if s.operator_id == owner]
+    return RestoredSubtask(backends, restored_watermark(own, groups))
+
+
+def refuse_undeclared(vertex: Vertex, backends: Sequence[StateBackend]) -> None:
+    """StateError when restored state has no owner after open() (hazard 29)."""
+    for spec, backend in zip(vertex.operators, backends, strict=True):
+        names = backend.undeclared()
+        if names:
+            raise StateError(
+                f"{spec.name}: the checkpoint holds state {', '.join(sorted(names))} "
+                "that the operator no longer declares\n"
+                "  Declare it again, or give it up with --set allow_dropped_state=true."
+            )
