@@ -13,9 +13,10 @@ import argparse
 import tempfile
 from collections.abc import Iterator
 
-import penstock as ps
 import pyarrow as pa
 from probe import SCHEMA, ClockedSource, LatencySink, percentiles_us, report
+
+import penstock as ps
 
 
 class Counting(ps.Operator):

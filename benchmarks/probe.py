@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
 from penstock.operators.sink import Sink
 from penstock.operators.source import Chunk, EndOfSplit, SourceConnector, Split, SplitReader
 

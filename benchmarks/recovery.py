@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import penstock as ps
 from probe import ClockedSource, LatencySink, report
+
+import penstock as ps
 
 
 @dataclass

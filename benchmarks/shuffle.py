@@ -1,14 +1,15 @@
 """Rows per second through a P x P hash shuffle, all rows changing process.
 
-    python benchmarks/shuffle.py [--seconds 5]
+python benchmarks/shuffle.py [--seconds 5]
 """
 
 from __future__ import annotations
 
 import argparse
 
-import penstock as ps
 from probe import ClockedSource, report
+
+import penstock as ps
 
 
 def run(parallelism: int, seconds: float) -> float:

@@ -66,9 +66,15 @@ class OutputChannel:
     def signal(self, kind: Kind, value: int) -> None:
         """BARRIER, END or IDLE: behind all rows and the latest watermark."""
         self.release()
-        if kind is Kind.BARRIER and self._watermark != WATERMARK_MIN:
-            self._sender.offer_signal(Kind.WATERMARK, self._watermark)
+        if kind is Kind.BARRIER:
+            self.repeat_watermark()
         self._sender.offer_signal(kind, value)
+
+    def repeat_watermark(self) -> None:
+        """Send the present watermark again, behind gathered rows: it ends an IDLE."""
+        self.release()
+        if self._watermark != WATERMARK_MIN:
+            self._sender.offer_signal(Kind.WATERMARK, self._watermark)
 
     def _offer_watermark(self) -> None:
         if self._watermark > self._sent:
@@ -113,6 +119,11 @@ class Outputs:
         """Send or hold a watermark on every channel."""
         for channel in self._channels:
             channel.watermark(watermark, now_ns)
+
+    def repeat_watermark(self) -> None:
+        """Tell every reader that this subtask is active again."""
+        for channel in self._channels:
+            channel.repeat_watermark()
 
     def signal(self, kind: Kind, value: int = 0) -> None:
         """Send BARRIER, END or IDLE on every channel."""

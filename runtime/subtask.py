@@ -241,7 +241,9 @@ class Subtask:
 
     def _follow(self, commands: list[ProgressCommand]) -> None:
         for command in commands:
-            if isinstance(command, Advance):
+            if isinstance(command, Advance) and command.again:
+                self._outputs.repeat_watermark()
+            elif isinstance(command, Advance):
                 self._chain.advance(command.watermark)
             elif isinstance(command, Idle):
                 self._outputs.signal(Kind.IDLE)

@@ -125,9 +125,7 @@ class CountPerKey(KeyedOperator[Numbered, Counted]):
 def ledger(folder: str | os.PathLike[str], splits: int, rows: int, rate: float | None) -> Pipeline:
     """The job; its rows appear below `folder`."""
     pipeline = Pipeline("ledger")
-    counted = (
-        pipeline.source(LedgerSource(splits, rows, rate)).key_by("key").process(CountPerKey())
-    )
+    counted = pipeline.source(LedgerSource(splits, rows, rate)).key_by("key").process(CountPerKey())
     counted.key_by("split").filter("nth > 0").sink(FileSink(folder, roll_interval="0 s"))
     return pipeline
 

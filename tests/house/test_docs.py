@@ -12,6 +12,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from penstock.dataflow.settings import JobSettings
 
 ROOT = Path(__file__).resolve().parents[2]

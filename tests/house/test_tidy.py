@@ -65,7 +65,9 @@ def _is_overload(node: ast.stmt) -> bool:
 def test_only_the_clock_reads_the_time(path: Path) -> None:
     if path.name == "clock.py" or "testing" in path.parts:
         pytest.skip("the one place that may")
-    read = re.findall(r"\b(?:time\.(?:time|monotonic|sleep|perf_counter)|random\.)\w*", path.read_text())
+    read = re.findall(
+        r"\b(?:time\.(?:time|monotonic|sleep|perf_counter)|random\.)\w*", path.read_text()
+    )
     assert not read
 
 

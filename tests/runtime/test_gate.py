@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import pyarrow as pa
+
 from penstock.elements.signals import Kind
 from penstock.runtime.channel import ChannelStatistics, Message
 from penstock.runtime.gate import Gate

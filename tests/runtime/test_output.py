@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+
 from penstock.elements.signals import Kind
 from penstock.runtime.channel import ChannelStatistics
 from penstock.runtime.output import NEVER_NS, OutputChannel, Outputs
