@@ -162,7 +162,7 @@ class RowCodec:
     def _positional(self, rows: Sequence[Any]) -> bool:
         """Named tuples of the declared columns, in their order."""
         if self._described is not None:
-            return self._described.kind == "namedtuple"
+            return self._described.kind == "namedtuple" and list(self._fields) == self.schema.names
         fields = self.cls._fields
         return all(getattr(kind, "_fields", None) == fields for kind in set(map(type, rows)))
 
