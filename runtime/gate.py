@@ -82,7 +82,7 @@ class Gate:
     def _gather(self, channel: int, first: Message) -> Message:
         assert first.batch is not None
         rows = first.batch.num_rows
-        if rows >= self._gathered_rows // 4:
+        if rows >= max(2, self._gathered_rows // 4):
             return first
         batches = [first.batch]
         while rows < self._gathered_rows and len(batches) < GATHERED_MESSAGES:
