@@ -1,0 +1,255 @@
+"""User functions in expressions: Python functions per row, or over Arrow arrays.
+
+Promises: a function is plain data until it is called, travels by cloudpickle, and is never
+called when planning. Types come from annotations or are given. Knows nothing of any engine.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, time, timedelta
+from typing import Any, Literal, overload
+
+import pyarrow as pa
+
+from penstock.elements.errors import PlanError
+
+from .types import type_text
+
+Volatility = Literal["immutable", "volatile"]
+
+_FROM_HINT: dict[Any, pa.DataType] = {
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    bytes: pa.binary(),
+    datetime: pa.timestamp("us", "UTC"),
+    date: pa.date32(),
+    time: pa.time64("us"),
+    timedelta: pa.duration("us"),
+}
+
+
+@dataclass(frozen=True)
+class ScalarFunction:
+    """A function that expressions may call by `name`; in Python it is called as before.
+
+    Row-wise functions are not called for rows with a null in an argument that is not Optional:
+    the result is null there. Functions over arrays see the nulls and give an equally long array.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[pa.DataType, ...]
+    returns: pa.DataType
+    takes_null: tuple[bool, ...]
+    row_wise: bool = True
+    volatility: Volatility = "immutable"
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+    def evaluate(self, *columns: pa.Array) -> pa.Array:
+        """The results for these columns, of type `returns`."""
+        if not self.row_wise:
+            return self._checked(self.function(*columns), len(columns[0]) if columns else 1)
+        lists = [column.to_pylist() for column in columns]
+        strict = [values for values, takes in zip(lists, self.takes_null) if not takes]
+        call = self.function
+        if strict and any(column.null_count for column in columns):
+            rows = zip(*lists)
+            guards = zip(*strict)
+            results = [
+                None if None in guard else call(*row)
+                for row, guard in zip(rows, guards, strict=True)
+            ]
+        else:
+            results = [call(*row) for row in zip(*lists)] if lists else [call()]
+        return pa.array(results, self.returns)
+
+    def _checked(self, result: Any, rows: int) -> pa.Array:
+        if isinstance(result, pa.ChunkedArray):
+            result = result.combine_chunks()
+        if not isinstance(result, pa.Array):
+            result = pa.array(result)
+        if len(result) != rows:
+            raise ValueError(f"{self.name} gave {len(result)} values for {rows} rows")
+        return result if result.type == self.returns else result.cast(self.returns)
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The functions that one pipeline's expressions know besides SQL's own. Immutable."""
+
+    by_name: dict[str, ScalarFunction] = field(default_factory=dict)
+
+    def with_function(self, function: ScalarFunction) -> Functions:
+        """These and one more; PlanError if the name is taken by another function."""
+        known = self.by_name.get(function.name)
+        if known is not None and known is not function:
+            raise PlanError(
+                f"register: a function named {function.name!r} is registered already\n"
+                "  Give one of them another name:  @ps.udf(name=…)"
+            )
+        return replace(self, by_name={**self.by_name, function.name: function})
+
+    def find(self, name: str) -> ScalarFunction | None:
+        """By exact name, else by one case-insensitive match."""
+        if name in self.by_name:
+            return self.by_name[name]
+        near = [known for known in self.by_name if known.lower() == name.lower()]
+        return self.by_name[near[0]] if len(near) == 1 else None
+
+    def __iter__(self) -> Iterator[ScalarFunction]:
+        return iter(self.by_name.values())
+
+
+NONE = Functions()
+"""No functions but SQL's own."""
+
+
+@overload
+def udf(function: Callable[..., Any], /) -> ScalarFunction: ...
+
+
+@overload
+def udf(
+    *,
+    name: str | None = None,
+    arguments: Sequence[pa.DataType] | None = None,
+    returns: pa.DataType | None = None,
+    volatile: bool = False,
+) -> Callable[[Callable[..., Any]], ScalarFunction]: ...
+
+
+def udf(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    arguments: Sequence[pa.DataType] | None = None,
+    returns: pa.DataType | None = None,
+    volatile: bool = False,
+) -> ScalarFunction | Callable[[Callable[..., Any]], ScalarFunction]:
+    """Make a function usable in expressions, once it is registered with the pipeline.
+
+    Plain hints (`float`, `str | None`) make it row-wise. Arguments annotated `pa.Array` make it
+    work on whole columns: then give the types, `@ps.udf(arguments=[…], returns=…)`. Say
+    `volatile=True` if equal arguments may give different results.
+
+    >>> @udf
+    ... def grade(delay: float) -> str:
+    ...     return "bad" if delay > 60 else "ok"
+    >>> grade(61.0), grade.returns
+    ('bad', DataType(string))
+    """
+
+    def make(inner: Callable[..., Any]) -> ScalarFunction:
+        return _scalar_function(inner, name, arguments, returns, volatile)
+
+    return make if function is None else make(function)
+
+
+def _scalar_function(
+    function: Callable[..., Any],
+    name: str | None,
+    arguments: Sequence[pa.DataType] | None,
+    returns: pa.DataType | None,
+    volatile: bool,
+) -> ScalarFunction:
+    called: str = name or str(getattr(function, "__name__", ""))
+    if not called.isidentifier():
+        raise PlanError(f"udf: {called!r} cannot be a function's name\n  Give one: @ps.udf(name=…)")
+    names, hints = _signature(function, called)
+    over_arrays = any(_is_array(hints.get(each)) for each in names)
+    if arguments is None:
+        if over_arrays:
+            raise PlanError(
+                f"udf {called}: functions over pa.Array do not say the type of their values\n"
+                f"  Write  @ps.udf(arguments=[pa.float64()], returns=pa.string())"
+            )
+        typed = [_typed(called, each, hints) for each in names]
+    else:
+        if len(arguments) != len(names):
+            raise PlanError(
+                f"udf {called}: {len(arguments)} argument types for {len(names)} arguments"
+            )
+        typed = [(kind, over_arrays or _optional(hints.get(n))[1]) for kind, n in
+                 zip(arguments, names)]  # fmt: skip
+    result = returns if returns is not None else _typed(called, "return", hints)[0]
+    return ScalarFunction(
+        called,
+        function,
+        tuple(kind for kind, _ in typed),
+        result,
+        tuple(takes for _, takes in typed),
+        row_wise=not over_arrays,
+        volatility="volatile" if volatile else "immutable",
+    )
+
+
+def _signature(function: Callable[..., Any], called: str) -> tuple[list[str], dict[str, Any]]:
+    code = getattr(function, "__code__", None)
+    if code is None:
+        raise PlanError(f"udf {called}: not a Python function; wrap it in one with annotations")
+    if code.co_flags & 0x0C or code.co_kwonlyargcount:
+        raise PlanError(f"udf {called}: *args and keyword-only arguments have no place in SQL")
+    names = list(code.co_varnames[: code.co_argcount])
+    inside = dict(zip(code.co_freevars, _cells(function)))
+    try:
+        hints = typing.get_type_hints(function, localns=inside)
+    except NameError as error:
+        raise PlanError(f"udf {called}: an annotation cannot be resolved: {error}") from None
+    return names, hints
+
+
+def _cells(function: Callable[..., Any]) -> list[Any]:
+    cells = getattr(function, "__closure__", None) or ()
+    return [cell.cell_contents for cell in cells]
+
+
+def _is_array(hint: Any) -> bool:
+    return hint is pa.Array or (isinstance(hint, type) and issubclass(hint, pa.Array))
+
+
+def _optional(hint: Any) -> tuple[Any, bool]:
+    """(the type itself, whether None is allowed)."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        members = [m for m in typing.get_args(hint) if m is not type(None)]
+        if len(members) == 1 and len(members) < len(typing.get_args(hint)):
+            return members[0], True
+    return hint, False
+
+
+def _typed(called: str, name: str, hints: dict[str, Any]) -> tuple[pa.DataType, bool]:
+    what = "its result" if name == "return" else f"argument {name!r}"
+    if name not in hints:
+        raise PlanError(
+            f"udf {called}: {what} has no annotation\n"
+            "  Expressions are typed when planning: write  def f(x: float) -> str"
+        )
+    hint, nullable = _optional(hints[name])
+    return _hint_type(called, what, hint), nullable
+
+
+def _hint_type(called: str, what: str, hint: Any) -> pa.DataType:
+    if isinstance(hint, type) and hint in _FROM_HINT:
+        return _FROM_HINT[hint]
+    if typing.get_origin(hint) is list:
+        inner, _ = _optional(typing.get_args(hint)[0])
+        return pa.list_(_hint_type(called, what, inner))
+    known = ", ".join(sorted(kind.__name__ for kind in _FROM_HINT))
+    raise PlanError(
+        f"udf {called}: {what} is annotated {hint!r}, which names no column type\n"
+        f"  Known: {known}, list[…], Optional of these; else give arguments= and returns="
+    )
+
+
+def describe(function: ScalarFunction) -> str:
+    """`name(type, type) -> type`, for messages."""
+    arguments = ", ".join(type_text(kind) for kind in function.arguments)
+    return f"{function.name}({arguments}) -> {type_text(function.returns)}"
