@@ -61,6 +61,8 @@ class UserCodeError(PenstockError):
         self.source = source
         self.traceback = traceback
         self.hint = hint
+        self.poison = b""
+        """The offending rows as an Arrow IPC stream; set by whoever knows them."""
         super().__init__(self._report())
 
     def _report(self) -> str:
