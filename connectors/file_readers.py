@@ -23,6 +23,7 @@ from .text_decode import Decode, decode_lines
 DECODED_ROWS = 64 * 1024
 """Rows per batch asked of the Parquet reader; polls hand out slices."""
 READ_BYTES = 1 << 20
+BURST_S = 0.1
 LINE_BYTES_MAX = 64 << 20
 """A longer line is taken for a broken file."""
 
@@ -32,24 +33,30 @@ RejectRecord = Callable[[bytes, str, str], None]
 
 
 class Throttle:
-    """At most so many rows a second, in even steps; for demonstrations and tests of pace."""
+    """At most so many rows a second over all readers that share it; for demonstrations and tests.
+
+    What was not used within BURST_S is forfeited, so a pause is not followed by a flood.
+    """
 
     def __init__(self, rows_per_second: float | None, clock: Clock | None = None) -> None:
         self._rate = rows_per_second
         self._clock = clock or SystemClock()
-        self._start_ns = self._clock.monotonic_ns()
-        self._given = 0
+        self._last_ns = self._clock.monotonic_ns()
+        self._tokens = 0.0
 
     def allowed(self, limit: int) -> int:
         """How many of `limit` rows may be given now."""
         if self._rate is None:
             return limit
-        elapsed_ns = self._clock.monotonic_ns() - self._start_ns
-        return max(0, min(limit, int(elapsed_ns / 1e9 * self._rate) - self._given))
+        now_ns = self._clock.monotonic_ns()
+        earned = (now_ns - self._last_ns) / 1e9 * self._rate
+        self._last_ns = now_ns
+        self._tokens = min(self._tokens + earned, max(1.0, self._rate * BURST_S))
+        return min(limit, int(self._tokens))
 
     def gave(self, rows: int) -> None:
         """Count rows handed out."""
-        self._given += rows
+        self._tokens -= rows
 
 
 class BatchReader(SplitReader):

@@ -63,7 +63,7 @@ class FileSource(SourceConnector[Any]):
 
     `schema` (a row class or pa.Schema) is inferred from the first file when not given; give it
     for text files that matter. `watch="10 seconds"` looks for new files for ever (unbounded).
-    `rows_per_second` bounds each split's pace. CSV files begin with a header line; set
+    `rows_per_second` bounds the pace of each subtask that reads. CSV files begin with a header line; set
     `quoted_newlines` if quoted fields may hold line breaks, which keeps a file in one split.
     """
 
@@ -185,7 +185,7 @@ class FileSource(SourceConnector[Any]):
         """Open a split where a checkpoint left it."""
         path, start, stop = (split.detail[name] for name in ("path", "start", "stop"))
         kind = kind_of(path, self._options.format, "FileSource")
-        throttle = Throttle(self._options.rows_per_second)
+        throttle = self._throttle
         names = self.schema.names
         if kind.format == "parquet":
             return open_parquet(path, names, (start, stop), position, self._cast(path), throttle)
@@ -202,6 +202,10 @@ class FileSource(SourceConnector[Any]):
             path, kind.compression, (start, stop), position, headers, decode, self.schema,
             ctx.reject, throttle,
         )  # fmt: skip
+
+    @cached_property
+    def _throttle(self) -> Throttle:
+        return Throttle(self._options.rows_per_second)
 
     def _cast(self, path: str) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
         schema = self.schema

@@ -119,7 +119,7 @@ class WorstOfDay(ps.KeyedOperator[Departure, Worst]):
 
 
 def build(data: str = DATA, out: str = OUT, rate: float | None = RATE) -> ps.Pipeline:
-    """The pipeline; `rate` slows each of the source's splits to so many rows a second."""
+    """The pipeline; `rate` slows each subtask that reads flights to so many rows a second."""
     p = ps.Pipeline("flights")
     flights = p.source(
         ps.FileSource(f"{data}/flights/*.parquet", rows_per_second=rate),
