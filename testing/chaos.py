@@ -112,8 +112,13 @@ class Chaos:
         kinds: Sequence[str] = KINDS,
         pause_s: tuple[float, float] = (1.0, 3.0),
         log: Path | None = None,
+        vary: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """`pause_s`: least and most time between two kills. `log` takes the command's output."""
+        """`pause_s`: least and most time between two kills. `log` takes the command's output.
+
+        `vary`: environment variables that get another of their values at each start.
+        """
+        self._vary = dict(vary or {})
         self._command = list(command)
         self._environment = {**os.environ, **environment}
         self._random = random.Random(seed)
@@ -154,9 +159,10 @@ class Chaos:
         if self._process is not None:
             self._wait_gone()
         output = open(self._log, "ab") if self._log else subprocess.DEVNULL  # noqa: SIM115
+        varied = {name: self._random.choice(values) for name, values in self._vary.items()}
         try:
             self._process = subprocess.Popen(
-                self._command, env=self._environment, stdin=subprocess.DEVNULL,
+                self._command, env={**self._environment, **varied}, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=output,
             )  # fmt: skip
         finally:
