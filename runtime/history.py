@@ -6,7 +6,7 @@ import os
 
 from penstock.state.store import LocalStore
 
-from .log import Takeover, read_history
+from .log import Takeover, read_entries
 
 
 def restored_checkpoints(state_dir: str, job: str) -> int:
@@ -16,7 +16,7 @@ def restored_checkpoints(state_dir: str, job: str) -> int:
         return 0
     store = LocalStore(root, durability="process")
     try:
-        entries = read_history(store).entries
+        entries = list(read_entries(store))
     finally:
         store.close()
     return sum(isinstance(entry, Takeover) and entry.restores > 0 for entry in entries)
