@@ -6,16 +6,20 @@ is null, out of the range of nanoseconds (years 1677 to 2262) or fails to evalua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from penstock.elements.buffers import fixed_values, validity
 from penstock.elements.errors import PlanError
 from penstock.elements.signals import TIME_COLUMN
+from penstock.expressions.failures import ExpressionError
+from penstock.expressions.functions import NONE, Functions
+from penstock.expressions.projection import Projection
+from penstock.expressions.types import type_text
 
 TIME_TYPE = pa.timestamp("ns", "UTC")
 TIME_FIELD = pa.field(TIME_COLUMN, TIME_TYPE, nullable=False)
@@ -50,14 +54,16 @@ def to_times(values: pa.Array) -> tuple[Times, npt.NDArray[np.bool_]]:
     """(nanoseconds, which are usable): nulls and times outside the range are not."""
     kind = values.type
     assert is_time_type(kind)
-    usable = values.is_valid().to_numpy(zero_copy_only=False)
+    valid = validity(values)
+    usable = np.ones(len(values), np.bool_) if valid is None else valid
     if pa.types.is_date32(kind):
-        ticks, scale = values.view(pa.int32()).cast(pa.int64()), 86400 * 10**9
+        scale = 86400 * 10**9
     elif pa.types.is_date64(kind):
-        ticks, scale = values.view(pa.int64()), 10**6
+        scale = 10**6
     else:
-        ticks, scale = values.view(pa.int64()), _TICKS_NS[kind.unit]
-    numbers = pc.fill_null(ticks, 0).to_numpy(zero_copy_only=False)
+        scale = _TICKS_NS[kind.unit]
+    # What lies under a null is arbitrary and may be out of range.
+    numbers = np.where(usable, fixed_values(values), 0).astype(np.int64)
     if scale == 1:
         return numbers, usable
     limit = (2**63 - 1) // scale
@@ -65,49 +71,47 @@ def to_times(values: pa.Array) -> tuple[Times, npt.NDArray[np.bool_]]:
     return np.where(in_range, numbers, 0) * np.int64(scale), usable & in_range
 
 
-Evaluate = Callable[[pa.RecordBatch], pa.Array]
+def time_projection(
+    items: Sequence[str],
+    schema: pa.Schema,
+    functions: Functions = NONE,
+    who: str = "event time",
+    location: str = "",
+) -> Projection:
+    """Computes times from `items`, columns or expressions; refuses what is not a time."""
+    named = [(f"t{at}", sql) for at, sql in enumerate(items)]
+    projection = Projection(named, schema, functions, who=who, location=location)
+    for sql, field in zip(items, projection.schema, strict=True):
+        _refuse_other_types(field.type, sql, who, location)
+    return projection
 
 
-def evaluator(sql: str, schema: pa.Schema, what: str) -> Evaluate:
-    """Computes `sql` per batch: a column is taken as it is, anything else is an expression."""
-    if sql in schema.names:
-        index = schema.names.index(sql)
-        refuse_other_types(schema.field(index).type, sql, what)
-        return lambda batch: batch.column(index)
-    # Imported when needed: most sources name a column, and DataFusion takes time to load.
-    from penstock.expressions.projection import Projection
-
-    projection = Projection([(TIME_COLUMN, sql)], schema)
-    return lambda batch: projection(batch).column(0)
-
-
-def refuse_other_types(kind: pa.DataType, sql: str, what: str) -> None:
-    """Raises PlanError unless `kind` can be event time."""
+def _refuse_other_types(kind: pa.DataType, sql: str, who: str, location: str) -> None:
     if is_time_type(kind):
         return
     raise PlanError(
-        f"{what}: {sql!r} is {kind}, not a date or a timestamp\n"
-        f'  Convert it, for example with  event_time="to_timestamp_millis({sql})"  for epoch'
-        f' milliseconds, or  "CAST({sql} AS TIMESTAMP)"  for text.'
+        f"{who}: {sql!r} is {type_text(kind)}, not a date or a timestamp  {location}".rstrip()
+        + f'\n  Convert it, for example with "to_timestamp_millis({sql})" for epoch milliseconds'
+        f' or "CAST({sql} AS TIMESTAMP)" for text.'
     )
 
 
 def evaluate_rows(
-    evaluate: Sequence[Evaluate], batch: pa.RecordBatch
+    projection: Projection, batch: pa.RecordBatch
 ) -> tuple[list[tuple[Times, npt.NDArray[np.bool_]]], dict[int, str]]:
-    """Each evaluator's (times, usable), and why single rows failed to evaluate, by row.
+    """Each item's (times, usable), and why single rows failed to evaluate, by row.
 
     A batch that raises is halved until the rows at fault stand alone.
     """
     try:
-        return [to_times(one(batch)) for one in evaluate], {}
-    except Exception as error:
+        return [to_times(column) for column in projection(batch).columns], {}
+    except ExpressionError as error:
         if batch.num_rows == 1:
             bad = (np.zeros(1, np.int64), np.zeros(1, np.bool_))
-            return [bad for _ in evaluate], {0: f"{type(error).__name__}: {error}"}
+            return [bad for _ in projection.schema], {0: str(error)}
     half = batch.num_rows // 2
-    left, left_errors = evaluate_rows(evaluate, batch.slice(0, half))
-    right, right_errors = evaluate_rows(evaluate, batch.slice(half))
+    left, left_errors = evaluate_rows(projection, batch.slice(0, half))
+    right, right_errors = evaluate_rows(projection, batch.slice(half))
     errors = left_errors | {half + row: text for row, text in right_errors.items()}
     joined: list[Any] = [
         (np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]]))

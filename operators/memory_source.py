@@ -10,32 +10,13 @@ from typing import Any, cast
 
 import pyarrow as pa
 
+from penstock.elements.conform import plain_type
 from penstock.elements.errors import PlanError
 
 from .source import Chunk, EndOfSplit, Position, ReaderContext, SourceConnector, Split, SplitReader
 
 SPLIT_ROWS = 256 * 1024
 """Rows per split, fixed so that split names mean the same at every parallelism."""
-
-
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type that travels through the engine for `kind`: no dictionaries, views, large offsets.
-
-    >>> plain_type(pa.dictionary(pa.int8(), pa.large_string()))
-    DataType(string)
-    """
-    types = pa.types
-    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
-        return plain_type(kind.value_type)
-    if types.is_string_view(kind) or types.is_large_string(kind):
-        return pa.string()
-    if types.is_binary_view(kind) or types.is_large_binary(kind):
-        return pa.binary()
-    if types.is_list(kind) or types.is_large_list(kind):
-        return pa.list_(kind.value_field.with_type(plain_type(kind.value_type)))
-    if types.is_struct(kind):
-        return pa.struct([field.with_type(plain_type(field.type)) for field in kind])
-    return kind
 
 
 def plain_table(table: pa.Table) -> pa.Table:

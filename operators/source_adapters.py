@@ -11,15 +11,16 @@ import functools
 import inspect
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Generic, TypeVar, cast, overload
+from typing import Any, ClassVar, Generic, TypeVar, overload
 
 import pyarrow as pa
 
+from penstock.elements.conform import ConformError, conform, plain_type
 from penstock.elements.durations import Duration, duration_ns
 from penstock.elements.errors import ConnectorError, PlanError
 from penstock.elements.rows import RowCodec, row_schema
 
-from .memory_source import MemorySource, empty_source_error, plain_table, plain_type
+from .memory_source import MemorySource, empty_source_error, plain_table
 from .reader_thread import GeneratorReader, Reading
 from .source import Position, ReaderContext, SourceConnector, Split, SplitReader
 from .yielded import Yielded, yielded_by, yielded_by_source
@@ -116,18 +117,13 @@ class GeneratorConnector(SourceConnector[Any]):
     def _conform(self, batch: Any) -> pa.RecordBatch:
         table = _table_of(batch)
         assert table is not None
-        try:
-            fitted = plain_table(table).select(self._schema.names).cast(self._schema)
-        except (KeyError, ValueError, pa.ArrowException) as error:
-            raise ConnectorError(
-                f"{self.name}: a batch does not fit the declared columns: {error}\n"
-                f"  declared {', '.join(f'{f.name} {f.type}' for f in self._schema)}\n"
-                f"  read     {', '.join(f'{f.name} {f.type}' for f in table.schema)}"
-            ) from error
-        pieces = fitted.combine_chunks().to_batches()
+        pieces = plain_table(table).combine_chunks().to_batches()
         if not pieces:
             return pa.RecordBatch.from_pylist([], schema=self._schema)
-        return cast(pa.RecordBatch, pieces[0])
+        try:
+            return conform(pieces[0], self._schema, self.name)
+        except ConformError as error:
+            raise ConnectorError(str(error)) from error
 
 
 @overload

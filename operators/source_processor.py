@@ -13,15 +13,18 @@ import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from penstock.elements.errors import ConnectorError, PenstockError
 from penstock.elements.signals import WATERMARK_MIN
+from penstock.expressions.functions import NONE, Functions
+from penstock.expressions.projection import Projection
 
-from .event_times import Evaluate, evaluate_rows, evaluator, time_array, with_time
+from .error_policy import DEAD_SCHEMA, RAW_CHARS_MAX, Drop, ErrorPolicy, Fail
+from .event_times import evaluate_rows, time_array, time_projection, with_time
 from .processor import DEAD, ProcessorContext
 from .source import (
     Chunk,
@@ -35,17 +38,13 @@ from .source import (
 )
 from .watermarks import EventTime, ExpressionWatermark, SplitWatermarks
 
-DEAD_SCHEMA = pa.schema([("raw", pa.string()), ("error", pa.string()), ("position", pa.string())])
-"""What a dead letter holds: the record as text, what is wrong, and where it was."""
 OPEN_SPLITS_MAX = 64
 """Readers open at once per subtask; further splits wait, and hold the watermark back."""
+FAIL = Fail()
 POLL_NS_MAX = 8_000_000
 """Quiet readers are asked until this much of the poll's 10 ms is spent."""
 WATERMARK_INTERVAL_NS = 50_000_000
 """Watermarks are sent at most this often; a barrier always sends the latest (hazard 7)."""
-RAW_CHARS_MAX = 64 * 1024
-
-BadRecord = Literal["fail", "drop", "dead"]
 
 
 @dataclass
@@ -71,22 +70,32 @@ class _Rejects:
 
 
 class ConnectorSourceProcessor(SourceProcessor):
-    """Runs a SourceConnector. `bad_record` says what becomes of records that cannot be used."""
+    """Runs a SourceConnector; `policy` says what becomes of records that cannot be used."""
 
     def __init__(
         self,
         connector: SourceConnector[Any],
         event_time: EventTime | None = None,
-        bad_record: BadRecord = "fail",
+        policy: ErrorPolicy = FAIL,
         watermark_interval_ns: int = WATERMARK_INTERVAL_NS,
+        functions: Functions = NONE,
+        who: str = "source",
+        location: str = "",
     ) -> None:
+        """Raises PlanError if the event time cannot be computed from the connector's columns."""
         self.connector = connector
         self.event_time = event_time
-        self._bad_record: BadRecord = bad_record
+        self._policy = policy
         self._interval_ns = watermark_interval_ns
         self.out_schema: pa.Schema = (
             with_time(connector.schema) if event_time is not None else connector.schema
         )
+        self._times: Projection | None = None
+        if event_time is not None:
+            wanted = [event_time.time]
+            if isinstance(event_time.strategy, ExpressionWatermark):
+                wanted.append(event_time.strategy.sql)
+            self._times = time_projection(wanted, connector.schema, functions, who, location)
 
     # Life ------------------------------------------------------------------------------------
 
@@ -94,7 +103,6 @@ class ConnectorSourceProcessor(SourceProcessor):
         """Find the splits of the checkpoint; readers are opened when they are first polled."""
         self._ctx = ctx
         self._schema: pa.Schema = self.connector.schema
-        self._evaluate = self._evaluators()
         timed = self.event_time
         idle_ns = None if timed is None else timed.idle_after_ns(self.connector.bounded)
         self._watermarks = SplitWatermarks(idle_ns)
@@ -113,16 +121,6 @@ class ConnectorSourceProcessor(SourceProcessor):
             else:
                 split = Split(stored["id"], stored["size"], stored["detail"])
                 self._take(split, stored["position"], stored["watermark"])
-
-    def _evaluators(self) -> list[Evaluate]:
-        if self.event_time is None:
-            return []
-        what = f"{self._ctx.operator_name}: event time"
-        found = [evaluator(self.event_time.time, self._schema, what)]
-        if isinstance(self.event_time.strategy, ExpressionWatermark):
-            sql = self.event_time.strategy.sql
-            found.append(evaluator(sql, self._schema, f"{self._ctx.operator_name}: watermark"))
-        return found
 
     def assign(self, splits: Sequence[Split]) -> None:
         """Take splits that were not seen before; a repeated assignment changes nothing."""
@@ -208,6 +206,9 @@ class ConnectorSourceProcessor(SourceProcessor):
         """One chunk of the split that is furthest behind."""
         if self.ended:
             return False
+        if self._sent_ns is None:
+            # After a restore: what was promised before holds for the first row already.
+            self._promise(at_once=True)
         started_ns = self._ctx.clock.monotonic_ns()
         read = False
         for one in list(self._candidates()):
@@ -293,7 +294,8 @@ class ConnectorSourceProcessor(SourceProcessor):
         self, batch: pa.RecordBatch, chunk: Chunk, split: str
     ) -> tuple[pa.RecordBatch, int | None]:
         assert self.event_time is not None
-        results, errors = evaluate_rows(self._evaluate, batch)
+        assert self._times is not None
+        results, errors = evaluate_rows(self._times, batch)
         times_ns, usable = results[0]
         if not usable.all() or errors:
             keep = usable.copy()
@@ -327,14 +329,14 @@ class ConnectorSourceProcessor(SourceProcessor):
             records.append(self._rejects.records.popleft())
         if not records:
             return
-        if self._bad_record == "fail":
+        if isinstance(self._policy, Fail):
             raw, error, position = records[0]
             raise ConnectorError(
                 f"{self._ctx.operator_name}[{self._ctx.subtask}]: bad record at {position}\n"
                 f"  record {raw[:500]}\n  {error}\n"
                 '  To set such records aside: .on_error(ps.DeadLetter("bad/")), or ps.Drop().'
             )
-        if self._bad_record == "drop":
+        if isinstance(self._policy, Drop):
             self._ctx.count("dropped", len(records))
             return
         self._ctx.count("dead_lettered", len(records))

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from penstock.elements.errors import PlanError
+from penstock.elements.row_hints import function_hints
 
 
 @dataclass(frozen=True)
@@ -66,20 +67,13 @@ def _item_hint(
     function: Callable[..., Any], around: Mapping[str, Any], needed: bool, what: str
 ) -> Any:
     """X of Iterator[X]; None without a usable annotation."""
-    annotated = getattr(function, "__annotations__", {}).get("return")
-    if annotated is None:
-        return None
     try:
-        if isinstance(annotated, str):
-            names = {**getattr(function, "__globals__", {}), **around}
-            # What the program itself wrote, evaluated as typing.get_type_hints would.
-            annotated = eval(annotated, names)
-    except Exception as error:
+        annotated = function_hints(function, dict(around)).get("return")
+    except PlanError as error:
         if not needed:
             return None
         raise PlanError(
-            f"{what}: cannot resolve the return annotation {annotated!r}: {error}\n"
-            "  Say what it yields:  @ps.source(returns=MyRow)"
+            f"{what}: {error}\n  Or say what it yields:  @ps.source(returns=MyRow)"
         ) from error
     arguments = typing.get_args(annotated)
     if typing.get_origin(annotated) in _GENERATORS and arguments:

@@ -1,0 +1,152 @@
+"""Groups of equal rows in a batch, and sums and extremes per group, without a loop over rows.
+
+Nulls are one group, NaNs are one group, and -0.0 is 0.0, as in the key hash. Within a group rows
+keep their order, so the same batches always give the same float sums (hazard 21).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from penstock.elements.buffers import fixed_dtype, fixed_values
+
+Indices = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+RADIX_GROUPS_MAX = 1 << 16
+"""NumPy sorts 16-bit integers by radix, several times faster than wider ones."""
+CODES_MAX = 2**62
+DENSE_SPAN_MAX = 1 << 20
+"""Integers that span less than this are numbered by subtraction instead of by hashing."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """`codes[i]` is the group of row i; `count` groups; none is empty."""
+
+    codes: npt.NDArray[Any]
+    count: int
+
+    @cached_property
+    def order(self) -> Indices:
+        """Row numbers, group by group, in arrival order within a group."""
+        codes = self.codes
+        if self.count <= RADIX_GROUPS_MAX:
+            codes = codes.astype(np.uint16)
+        return np.argsort(codes, kind="stable")
+
+    @cached_property
+    def sizes(self) -> Indices:
+        """Rows per group."""
+        return np.bincount(self.codes, minlength=self.count).astype(np.int64, copy=False)
+
+    @cached_property
+    def starts(self) -> Indices:
+        """Where each group begins in `order`."""
+        starts = np.zeros(self.count, np.int64)
+        np.cumsum(self.sizes[:-1], out=starts[1:])
+        return starts
+
+    @cached_property
+    def firsts(self) -> Indices:
+        """The first row of each group."""
+        return self.order[self.starts]
+
+    def add(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The sum of each group; integers wrap around, so bound them first."""
+        # Infinities of both signs make NaN, as they should, without a warning.
+        with np.errstate(invalid="ignore", over="ignore"):
+            summed: npt.NDArray[Any] = np.add.reduceat(values[self.order], self.starts)
+            return summed
+
+    def reduce(self, function: np.ufunc, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Any binary ufunc over each group."""
+        reduced: npt.NDArray[Any] = function.reduceat(values[self.order], self.starts)
+        return reduced
+
+    def any(self, mask: Mask) -> Mask:
+        """Whether any row of the group is true."""
+        found: Mask = np.logical_or.reduceat(mask[self.order], self.starts)
+        return found
+
+
+def group_rows(columns: Sequence[pa.Array], rows: int) -> Groups:
+    """Groups of rows that are equal in all `columns`; no columns: all rows are one group."""
+    assert rows > 0
+    if not columns:
+        return Groups(np.zeros(rows, np.int64), 1)
+    codes, span = _codes(columns[0])
+    for column in columns[1:]:
+        further, size = _codes(column)
+        if span * size >= CODES_MAX:
+            codes, span = _dense(codes, span)
+        codes = codes * size + further
+        span *= size
+    codes, span = _dense(codes, span)
+    return Groups(codes, span)
+
+
+def _codes(column: pa.Array) -> tuple[Indices, int]:
+    """(a number per row that is equal where values are equal, a bound on the numbers)."""
+    kind = column.type
+    dtype = fixed_dtype(kind)
+    if dtype is not None and dtype.kind in "iu" and column.null_count == 0:
+        values = fixed_values(column)
+        low, high = int(values.min()), int(values.max())
+        if high - low < DENSE_SPAN_MAX:
+            return (values - values.dtype.type(low)).astype(np.int64), high - low + 1
+    if pa.types.is_struct(kind):
+        return _struct_codes(column)
+    encoded = canonical(column).dictionary_encode(null_encoding="encode")
+    return encoded.indices.to_numpy().astype(np.int64), max(1, len(encoded.dictionary))
+
+
+def _struct_codes(column: pa.Array) -> tuple[Indices, int]:
+    # A null struct and a struct of nulls differ: validity is a field of its own.
+    fields = [column.is_valid(), *column.flatten()]
+    groups = group_rows(fields, len(column))
+    return groups.codes, groups.count
+
+
+def canonical(column: pa.Array) -> pa.Array:
+    """`column` with one zero and one width of float, so that equal keys have equal bytes."""
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())
+    if pa.types.is_floating(column.type):
+        return pc.add(column, pa.scalar(0, column.type))
+    return column
+
+
+def _dense(codes: Indices, span: int) -> tuple[Indices, int]:
+    """The same groups without unused numbers."""
+    if span <= max(DENSE_SPAN_MAX // 4, 4 * len(codes)):
+        used = np.zeros(span, np.bool_)
+        used[codes] = True
+        renumbered = np.cumsum(used) - 1
+        return renumbered[codes], int(renumbered[-1]) + 1
+    encoded = pa.array(codes).dictionary_encode()
+    return encoded.indices.to_numpy().astype(np.int64), len(encoded.dictionary)
+
+
+def ranks(column: pa.Array) -> tuple[Indices, Indices]:
+    """(rank of each row, row of each rank) in ascending order; NaN after numbers, null last.
+
+    Equal values have equal ranks, so that ties are visible; the second array gives one row per
+    rank.
+    """
+    encoded = canonical(column).dictionary_encode(null_encoding="encode")
+    dictionary = encoded.dictionary
+    sorted_codes = pc.sort_indices(dictionary).to_numpy()
+    rank_of_code = np.empty(len(dictionary), np.int64)
+    rank_of_code[sorted_codes] = np.arange(len(dictionary))
+    by_row = rank_of_code[encoded.indices.to_numpy()]
+    row_of_rank = np.empty(len(dictionary), np.int64)
+    row_of_rank[by_row] = np.arange(len(by_row))
+    return by_row, row_of_rank

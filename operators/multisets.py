@@ -1,0 +1,105 @@
+"""Aggregates that need every distinct value: exact count(DISTINCT x), quantile, median.
+
+Their state is rows (group, value, how often), which merge by adding up (kernels.md section 3:
+"sketches as rows"), so it is bounded by the number of distinct values, not of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from penstock.elements.buffers import fixed_array, fixed_values
+
+from .grouping import group_rows
+
+Function = Literal["distinct", "quantile"]
+
+
+@dataclass(frozen=True)
+class MultisetResult:
+    """How one aggregate reads a multiset."""
+
+    function: Function
+    fraction: float = 0.5
+
+    @property
+    def result(self) -> pa.DataType:
+        """int64 for a count, double for a quantile."""
+        return pa.int64() if self.function == "distinct" else pa.float64()
+
+    @property
+    def nullable(self) -> bool:
+        """Only a quantile of nothing is NULL."""
+        return self.function == "quantile"
+
+
+@dataclass(frozen=True)
+class Multiset:
+    """The values of argument `argument`, of type `kind`."""
+
+    argument: int
+    kind: pa.DataType
+
+    def fold(self, columns: list[pa.Array], values: pa.Array, times: pa.Array) -> pa.RecordBatch:
+        """Columns `g0`, `g1`, … `value` and `n`, one row per distinct combination.
+
+        `times` says how often each row counts; rows with a null value are left out.
+        """
+        if values.null_count:
+            keep = values.is_valid()
+            columns = [column.filter(keep) for column in columns]
+            values, times = values.filter(keep), times.filter(keep)
+        names = [f"g{at}" for at in range(len(columns))]
+        if not len(values):
+            return pa.RecordBatch.from_arrays([*columns, values, times], [*names, "value", "n"])
+        groups = group_rows([*columns, values], len(values))
+        rows = pa.array(groups.firsts)
+        counted = pa.array(groups.add(fixed_values(times)))
+        kept = [column.take(rows) for column in columns]
+        return pa.RecordBatch.from_arrays(
+            [*kept, values.take(rows), counted], [*names, "value", "n"]
+        )
+
+
+def finish(
+    how: MultisetResult,
+    groups: npt.NDArray[np.int64],
+    count: int,
+    values: pa.Array,
+    times: pa.Array,
+) -> pa.Array:
+    """The result for groups 0 … count-1, some of which may have no values."""
+    if how.function == "distinct":
+        return pa.array(np.bincount(groups, minlength=count).astype(np.int64))
+    if not len(values):
+        return pa.nulls(count, pa.float64())
+    return _quantiles(how.fraction, groups, count, values, fixed_values(times))
+
+
+def _quantiles(
+    fraction: float, groups: Any, count: int, values: pa.Array, times: npt.NDArray[Any]
+) -> pa.Array:
+    """Linear between the two nearest values, like NumPy's default; NaN is the greatest."""
+    numbers = values.cast(pa.float64(), safe=False).to_numpy()
+    order = np.lexsort((numbers, groups))
+    numbers, times = numbers[order], times[order]
+    # `until[i]`: how many values lie before the end of run i, over all groups.
+    until = np.cumsum(times)
+    rows = np.bincount(groups[order], weights=times, minlength=count).astype(np.int64)
+    before = np.cumsum(rows) - rows
+    at = fraction * np.maximum(rows - 1, 0)
+    low = np.floor(at).astype(np.int64)
+    high = np.minimum(low + 1, np.maximum(rows - 1, 0))
+    last = len(numbers) - 1
+    below = numbers[np.minimum(np.searchsorted(until, before + low, side="right"), last)]
+    above = numbers[np.minimum(np.searchsorted(until, before + high, side="right"), last)]
+    weight = at - low
+    with np.errstate(invalid="ignore"):
+        # Equal neighbours are taken as they are: infinity minus itself would be NaN.
+        found = np.where((weight == 0) | (below == above), below, below + (above - below) * weight)
+    return fixed_array(pa.float64(), found, rows > 0)
