@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 
 from penstock.elements.durations import Duration, duration_ns
 from penstock.elements.errors import ConnectorError, PlanError
+from penstock.elements.plain import plain_type
+from penstock.elements.row_schema import row_schema
 from penstock.operators.source import Position, ReaderContext, SourceConnector, Split, SplitReader
 
 from .file_readers import LineReader, Throttle, open_arrow, open_parquet
@@ -34,15 +36,9 @@ INFERENCE_BYTES = 1 << 20
 """How much of the first text file is read to infer a schema."""
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type that travels through the engine: no dictionaries, no views, no null columns."""
-    if pa.types.is_dictionary(kind):
-        return plain_type(kind.value_type)
-    if pa.types.is_string_view(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
-        return pa.string()
-    if pa.types.is_binary_view(kind) or pa.types.is_large_binary(kind):
-        return pa.binary()
-    return kind
+def _read_as(kind: pa.DataType) -> pa.DataType:
+    # A column that held only nulls where it was looked at may hold text further on.
+    return pa.string() if pa.types.is_null(kind) else plain_type(kind)
 
 
 @dataclass(frozen=True)
@@ -83,8 +79,6 @@ class FileSource(SourceConnector[Any]):
     ) -> None:
         paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
         if schema is not None and not isinstance(schema, pa.Schema):
-            from penstock.elements.rows import row_schema
-
             schema = row_schema(schema)
         self._options = _Options(
             tuple(os.path.abspath(os.fspath(p)) for p in paths),
@@ -117,7 +111,7 @@ class FileSource(SourceConnector[Any]):
                 "  To start before there are files, say what they will hold:  schema=MyRow"
             )
         inferred = _infer_schema(files[0], self._kind, self._options)
-        return pa.schema([pa.field(f.name, plain_type(f.type), nullable=True) for f in inferred])
+        return pa.schema([pa.field(f.name, _read_as(f.type), nullable=True) for f in inferred])
 
     @property
     def schema(self) -> pa.Schema:
