@@ -20,9 +20,9 @@ import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
+from penstock.elements.conform import plain_type
 from penstock.elements.durations import Duration, duration_ns
 from penstock.elements.errors import ConnectorError, PlanError
-from penstock.elements.plain import plain_type
 from penstock.elements.row_schema import row_schema
 from penstock.operators.source import Position, ReaderContext, SourceConnector, Split, SplitReader
 
@@ -59,8 +59,9 @@ class FileSource(SourceConnector[Any]):
 
     `schema` (a row class or pa.Schema) is inferred from the first file when not given; give it
     for text files that matter. `watch="10 seconds"` looks for new files for ever (unbounded).
-    `rows_per_second` bounds the pace of each subtask that reads. CSV files begin with a header line; set
-    `quoted_newlines` if quoted fields may hold line breaks, which keeps a file in one split.
+    `rows_per_second` bounds the pace of each subtask that reads. CSV files begin with a header
+    line; set `quoted_newlines` if quoted fields may hold line breaks, which keeps a file in one
+    split.
     """
 
     name = "files"
