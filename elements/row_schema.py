@@ -13,7 +13,6 @@ import enum
 import types
 import typing
 import uuid
-import weakref
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, Literal
@@ -65,7 +64,8 @@ class RowClass:
     fields: tuple[RowField, ...]
 
 
-_known: weakref.WeakKeyDictionary[type[Any], RowClass] = weakref.WeakKeyDictionary()
+_FIELDS = "__penstock_fields__"
+"""Where a class remembers its resolved fields; it travels with classes that are sent by value."""
 
 
 def is_row_class(candidate: object) -> bool:
@@ -75,18 +75,17 @@ def is_row_class(candidate: object) -> bool:
 
 def row_class(cls: type[Any], local: dict[str, Any] | None = None) -> RowClass:
     """The fields of `cls`. Remembered, so that later calls need no frame to resolve hints."""
-    known = _known.get(cls)
-    if known is not None:
-        return known
     kind = _kind_of(cls)
     if kind is None:
         raise PlanError(
             f"{getattr(cls, '__name__', cls)!r} is not a row class\n"
             "  A schema is a dataclass, a NamedTuple, a pydantic model, or a pa.Schema."
         )
-    made = RowClass(cls, kind, tuple(_fields(cls, kind, local)))
-    _known[cls] = made
-    return made
+    known = cls.__dict__.get(_FIELDS)
+    if known is None:
+        known = tuple(_fields(cls, kind, local))
+        type.__setattr__(cls, _FIELDS, known)
+    return RowClass(cls, kind, known)
 
 
 def row_schema(cls: type[Any], local: dict[str, Any] | None = None) -> pa.Schema:

@@ -29,7 +29,16 @@ POISON_ROWS_MAX = 100
 _OURS = os.path.dirname(os.path.abspath(penstock.__file__)) + os.sep
 _LAYERS = frozenset(
     os.path.realpath(os.path.join(_OURS, name)) + os.sep
-    for name in ("elements", "state", "expressions", "operators", "dataflow", "runtime", "testing")
+    for name in (
+        "elements",
+        "state",
+        "expressions",
+        "operators",
+        "dataflow",
+        "runtime",
+        "cli",
+        "testing",
+    )
 )
 """The layers are links: code objects may carry the path on either side."""
 
@@ -56,6 +65,11 @@ class DeadLetter:
 
 
 ErrorPolicy = Fail | Drop | DeadLetter
+
+
+def dead_output(policy: ErrorPolicy) -> dict[str, pa.Schema]:
+    """The DEAD output, if the policy sets rows aside."""
+    return {DEAD: DEAD_SCHEMA} if isinstance(policy, DeadLetter) else {}
 
 
 class Failures:
@@ -167,7 +181,7 @@ def user_frames(error: BaseException) -> str:
 
 
 def _is_ours(name: str) -> bool:
-    return name.startswith(_OURS) or os.path.realpath(name).startswith(tuple(_LAYERS))
+    return name.startswith(_OURS) or os.path.realpath(name).startswith(_LAYERS)
 
 
 def _near(name: str) -> str:
@@ -191,4 +205,4 @@ def _stream_of(batch: pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())

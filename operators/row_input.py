@@ -1,0 +1,36 @@
+"""RowInput: a batch → rows, keys and times, with rows that cannot be decoded set apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from penstock.elements.errors import PlanError
+from penstock.elements.rows import RowCodec
+
+Bad = Callable[[pa.RecordBatch, Exception], None]
+"""Told of one undecodable row, as a batch; raises under the policy Fail."""
+
+
+def decode_rows(
+    codec: RowCodec, batch: pa.RecordBatch, bad: Bad
+) -> tuple[list[Any], pa.RecordBatch]:
+    """(rows, the batch without those that could not be decoded)."""
+    try:
+        return codec.decode(batch), batch
+    except PlanError:
+        raise
+    except Exception:
+        # Something in this batch is wrong: look at each row alone.
+        rows: list[Any] = []
+        good: list[int] = []
+        for index in range(batch.num_rows):
+            one = batch.slice(index, 1)
+            try:
+                rows += codec.decode(one)
+                good.append(index)
+            except Exception as error:
+                bad(one, error)
+        return rows, batch.take(pa.array(good, pa.int64()))
