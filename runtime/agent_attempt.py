@@ -1,0 +1,318 @@
+"""One attempt inside the agent: its processes from start to death, and what they say meanwhile.
+
+Promises: events of a subtask are relayed before its exit; a death aborts its channels at once;
+`gone` only after every process's own pidfd has fired (hazard 17). No process is ever killed
+by number once it has said hello.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+
+from penstock.elements.clock import Clock
+
+from .agent_memory import AttemptMemory
+from .failpoint import failpoint
+from .fork_server import START_TIMEOUT_NS, Child, Start, Starter, StartResult
+from .framing import frame
+from .handover import ATTACHED, HELLO, put_handover
+from .messages import (
+    AgentFailure,
+    Deploy,
+    FromSubtask,
+    NotResponding,
+    SubtaskDeployment,
+    SubtaskExited,
+    SubtaskKey,
+)
+from .peer import Peer
+from .progress_word import Stall
+
+CHILD = "penstock.runtime.subtask_process:main"
+ATTACH_TIMEOUT_NS = 5_000_000_000
+"""From a process's start to ATTACHED, which needs no user code (hazard 39)."""
+STATUS_GRACE_NS = 10_000_000
+"""After a death, for the fork server to tell the exit status; then it counts as killed."""
+STALL_NS = 10_000_000_000
+OUTBOX_BYTES_MAX = 64 * 1024 * 1024
+"""Commands a subtask has not read. Its reader thread only queues, so it is stopped or broken."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an attempt uses of its agent."""
+
+    selector: selectors.BaseSelector
+    starter: Starter
+    fork_server_pid: int
+    send: Callable[[msgspec.Struct], None]
+    clock: Clock
+    scratch_root: str
+    liveness: int
+    entry: str
+
+
+class SubtaskProcess:
+    """One process as the agent sees it."""
+
+    def __init__(self, deployment: SubtaskDeployment, ordinal: int, now_ns: int) -> None:
+        self.key: SubtaskKey = deployment.key
+        self.ordinal = ordinal
+        self.peer: Peer | None = None
+        self.child_end: socket.socket | None = None
+        self.child: Child | None = None
+        self.pidfd: int | None = None
+        self.attached = False
+        self.deadline_ns = now_ns + START_TIMEOUT_NS
+        self.dead_since_ns: int | None = None
+        self.status: int | None = None
+        self.over = False
+        """Dead and reported, or never to be started."""
+        self.stall = Stall(now_ns)
+        self.stall_said_ns = 0
+
+    def kill(self) -> None:
+        """SIGKILL, unless it is dead."""
+        if self.dead_since_ns is not None or self.over:
+            return
+        try:
+            if self.pidfd is not None:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            elif self.child is not None:
+                # It has not said hello yet, and its server has not reported that it reaped it.
+                os.kill(self.child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+class Attempt:
+    """The processes of one Deploy."""
+
+    def __init__(self, deploy: Deploy, around: Surroundings) -> None:
+        """Raises OSError or EngineError when memory, bells or directories cannot be made."""
+        self.generation = deploy.generation
+        self.attempt = deploy.attempt
+        self._around = around
+        self._memory = AttemptMemory(deploy, around.scratch_root, around.liveness)
+        now_ns = around.clock.monotonic_ns()
+        self._processes = {
+            deployment.key: SubtaskProcess(deployment, ordinal, now_ns)
+            for ordinal, deployment in enumerate(deploy.subtasks)
+        }
+        self.cancelled = False
+        self._failed = False
+        self._job = deploy.job
+
+    @property
+    def gone(self) -> bool:
+        """Nothing of it runs, and nothing will be started."""
+        return all(process.over for process in self._processes.values())
+
+    def start(self) -> None:
+        """Ask for every process, and queue what each is to be told."""
+        for process in self._processes.values():
+            ours, theirs = socket.socketpair()
+            process.child_end = theirs
+            process.peer = Peer(
+                self._around.selector,
+                ours,
+                partial(self._on_body, process),
+                lambda: None,
+            )
+            told, descriptors = self._memory.handover(process.ordinal, self._around.entry)
+            put_handover(process.peer.outbox, told, descriptors)
+            process.peer.flush()
+            self._around.starter.submit(
+                Start(
+                    tag=(self, process),
+                    name=f"{self._job} {process.key}",
+                    target=CHILD,
+                    descriptor=theirs.fileno(),
+                    args=(self._around.fork_server_pid,),
+                    wanted=lambda: not self.cancelled,
+                )
+            )
+
+    def on_started(self, process: SubtaskProcess, result: StartResult) -> None:
+        """The fork server has answered for this process."""
+        assert process.child_end is not None
+        process.child_end.close()
+        process.child_end = None
+        if result.child is None:
+            process.over = True
+            if result.error is not None:
+                self.fail(f"{process.key}: {result.error}")
+            return
+        process.child = result.child
+        process.deadline_ns = self._around.clock.monotonic_ns() + ATTACH_TIMEOUT_NS
+        self._around.selector.register(
+            result.child.sentinel, selectors.EVENT_READ, lambda _: self._on_sentinel(process)
+        )
+        if self.cancelled:
+            process.kill()
+
+    def relay(self, key: SubtaskKey, command: bytes) -> None:
+        """Pass a command on; one to a dead or unknown subtask is dropped."""
+        process = self._processes.get(key)
+        if process is None or process.peer is None or process.over:
+            return
+        failpoint("before-relay", str(key))
+        process.peer.send(frame(command))
+        failpoint("after-relay", str(key))
+        if process.peer.outbox.pending_bytes > OUTBOX_BYTES_MAX:
+            self.fail(f"{key} reads no commands; {OUTBOX_BYTES_MAX:,} bytes wait for it")
+
+    def cancel(self) -> None:
+        """Kill every process; `gone` becomes true when the last has died."""
+        self.cancelled = True
+        for process in self._processes.values():
+            process.kill()
+
+    def fail(self, text: str) -> None:
+        """Say once that this attempt cannot be carried out, and end it."""
+        if not self._failed and not self.cancelled:
+            self._failed = True
+            self._around.send(AgentFailure(self.generation, self.attempt, text))
+        self.cancel()
+
+    def pause(self, paused: bool) -> None:
+        """Hold back what subtasks say while the controller does not listen."""
+        for process in self._processes.values():
+            if process.peer is not None:
+                process.peer.pause(paused)
+
+    def ring_all(self) -> None:
+        """See AttemptMemory."""
+        self._memory.ring_all()
+
+    def next_deadline_ns(self) -> int | None:
+        """When `on_time` has something to do, if nothing else happens."""
+        deadlines = [
+            process.dead_since_ns + STATUS_GRACE_NS
+            if process.dead_since_ns is not None
+            else process.deadline_ns
+            for process in self._processes.values()
+            if not process.over and (process.dead_since_ns is not None or not process.attached)
+        ]
+        return min(deadlines, default=None)
+
+    def on_time(self, now_ns: int) -> None:
+        """Give up on what is overdue."""
+        for process in self._processes.values():
+            if process.over:
+                continue
+            if process.dead_since_ns is not None:
+                if now_ns >= process.dead_since_ns + STATUS_GRACE_NS:
+                    self._report(process)
+            elif not process.attached and now_ns >= process.deadline_ns and not self.cancelled:
+                doing = "start" if process.child is None else "attach"
+                self.fail(f"{process.key} did not {doing} in time")
+
+    def look_for_stalls(self, now_ns: int) -> None:
+        """Report subtasks whose progress word stands still; a verdict is not ours (hazard 40)."""
+        page = self._memory.page
+        assert page is not None
+        for process in self._processes.values():
+            if process.over or not process.attached:
+                continue
+            count, state = page.word(process.ordinal).read()
+            standing_ns = process.stall.standing_ns(count, now_ns)
+            if standing_ns < STALL_NS:
+                if process.stall_said_ns:
+                    self._say_stall(process, state, 0)
+                process.stall_said_ns = 0
+            elif standing_ns >= 2 * process.stall_said_ns:
+                process.stall_said_ns = standing_ns
+                self._say_stall(process, state, standing_ns)
+
+    def unlink_names(self) -> None:
+        """Leave nothing behind in /dev/shm, whatever becomes of the processes."""
+        self._memory.unlink_names()
+
+    def close(self) -> None:
+        """Release everything. Requires: gone."""
+        assert self.gone
+        for process in self._processes.values():
+            if process.peer is not None:
+                process.peer.close()
+        self._memory.close()
+
+    def _say_stall(self, process: SubtaskProcess, state: str, standing_ns: int) -> None:
+        self._around.send(
+            NotResponding(
+                self.generation, self.attempt, process.key, state, round(standing_ns / 1e9, 1)
+            )
+        )
+
+    def _on_body(self, process: SubtaskProcess, body: bytes, descriptors: list[int]) -> None:
+        if body == HELLO and descriptors and process.pidfd is None:
+            process.pidfd = descriptors[0]
+            self._around.selector.register(
+                process.pidfd, selectors.EVENT_READ, lambda _: self._on_death(process)
+            )
+            if self.cancelled:
+                process.kill()
+        elif body == ATTACHED:
+            process.attached = True
+            if all(each.attached for each in self._processes.values()):
+                self._memory.unlink_names()
+        else:
+            failpoint("before-relay", str(process.key))
+            self._around.send(FromSubtask(self.generation, self.attempt, process.key, body))
+            failpoint("after-relay", str(process.key))
+
+    def _on_death(self, process: SubtaskProcess) -> None:
+        """Its pidfd has fired: the process and all its threads are dead."""
+        if process.dead_since_ns is not None:
+            return
+        process.dead_since_ns = self._around.clock.monotonic_ns()
+        if process.pidfd is not None:
+            self._around.selector.unregister(process.pidfd)
+        assert process.peer is not None
+        process.peer.drain()
+        self._memory.abort_channels_of(process.key)
+        if process.status is not None:
+            self._report(process)
+
+    def _on_sentinel(self, process: SubtaskProcess) -> None:
+        """The fork server has reaped it, or is dead itself."""
+        assert process.child is not None
+        self._around.selector.unregister(process.child.sentinel)
+        process.status = process.child.status()
+        if process.pidfd is None:
+            # A hello may lie unread before a death that came right after it.
+            assert process.peer is not None
+            process.peer.drain()
+        if process.pidfd is None:
+            self._on_death(process)
+        elif process.dead_since_ns is not None and process.status is not None:
+            self._report(process)
+
+    def _report(self, process: SubtaskProcess) -> None:
+        assert process.child is not None
+        process.over = True
+        if process.pidfd is not None:
+            os.close(process.pidfd)
+            process.pidfd = None
+        if process.status is None:
+            process.status = -signal.SIGKILL
+            try:
+                self._around.selector.unregister(process.child.sentinel)
+            except KeyError:
+                pass
+        process.child.close()
+        assert process.peer is not None
+        process.peer.close()
+        self._around.send(
+            SubtaskExited(
+                self.generation, self.attempt, process.key, process.child.pid, process.status
+            )
+        )

@@ -1,0 +1,207 @@
+"""The controller's side of its agent: starts it, talks to it, and learns of its end.
+
+The agent dies with the thread that started it (lifeline.py), so a daemon thread starts it and
+then reads it for as long as it lives. Every process below the agent holds a pipe open; `AgentLost`
+waits for its end, so that nothing of the lost attempt still runs when a new one begins, or says
+that something may.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import queue
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+import penstock
+from penstock.elements.errors import EngineError, ProtocolError
+
+from .doorbell import sweep_stale
+from .framing import frame, receive_frame
+from .lifeline import THREAD_ENVIRONMENT
+from .messages import Shutdown, ToAgent, ToController, decode_to_controller, encode
+from .sweep import sweep_directories
+
+SUBTASK_ENTRY = "penstock.runtime.subtask:run_subtask"
+SEND_TIMEOUT_S = 30
+"""An agent that takes no byte for this long is stuck, and is killed."""
+EXIT_WAIT_S = 3.0
+"""For an agent that hung up or was told to shut down, to leave by itself."""
+PROCESSES_WAIT_S = 2.0
+"""For the processes below a dead agent to be gone; they are killed by the kernel."""
+
+
+@dataclass(frozen=True)
+class AgentLost:
+    """The agent is gone, and with it all its subtasks.
+
+    `status` is its exit code, or minus a signal number. Not `all_gone`: a process of it still
+    lived after PROCESSES_WAIT_S (stopped in the kernel, or user code forked one).
+    """
+
+    pid: int
+    status: int
+    cause: str
+    all_gone: bool
+
+
+ToControllerOrLost = ToController | AgentLost
+
+
+class AgentHandle:
+    """One agent. `start` it once; when it is lost, make another."""
+
+    def __init__(self, entry: str = SUBTASK_ENTRY) -> None:
+        """`entry` is what subtask processes run, `module:function`."""
+        self._entry = entry
+        self._send_lock = threading.Lock()
+        self._started = threading.Event()
+        self._over = threading.Event()
+        self._error: OSError | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sock, self._theirs = socket.socketpair()
+        self._liveness, self._held = os.pipe()
+        timeout = struct.pack("@ll", SEND_TIMEOUT_S, 0)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+
+    @property
+    def pid(self) -> int:
+        """The agent's process id. Requires: started."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, events: queue.SimpleQueue[ToControllerOrLost]) -> None:
+        """Exec the agent; what it says goes to `events`, the last of all an AgentLost.
+
+        Returns when the process exists; AgentReady comes when it is warm.
+        """
+        assert self._process is None
+        thread = threading.Thread(target=self._live, args=(events,), name="agent", daemon=True)
+        thread.start()
+        self._started.wait()
+        if self._error is not None:
+            raise EngineError(f"the agent process cannot be started: {self._error}")
+        atexit.register(self.close)
+
+    def send(self, message: ToAgent) -> None:
+        """Say something to the agent. If it is gone nothing happens: AgentLost comes, or came.
+
+        Raises ProtocolError for a message beyond the frame limit.
+        """
+        data = memoryview(frame(encode(message)))
+        with self._send_lock:
+            while data and not self._over.is_set():
+                try:
+                    sent = self._sock.send(data, socket.MSG_NOSIGNAL)
+                except BlockingIOError:
+                    self.kill()
+                    return
+                except OSError:
+                    return
+                data = data[sent:]
+
+    def kill(self) -> None:
+        """SIGKILL to the agent; everything below it follows. AgentLost comes as usual."""
+        if self._process is not None and not self._over.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Shut the agent down and wait until it and all below it are gone. May be repeated."""
+        atexit.unregister(self.close)
+        if self._process is None:
+            return
+        self.send(Shutdown())
+        if not self._over.wait(EXIT_WAIT_S):
+            self.kill()
+            self._over.wait(EXIT_WAIT_S + PROCESSES_WAIT_S)
+
+    # In the agent's thread ---------------------------------------------------------------------
+
+    def _live(self, events: queue.SimpleQueue[ToControllerOrLost]) -> None:
+        try:
+            self._process = self._exec()
+        except OSError as error:
+            self._error = error
+            return
+        finally:
+            self._theirs.close()
+            os.close(self._held)
+            self._started.set()
+        cause = self._read(events)
+        lost = self._wait(cause)
+        self._over.set()
+        with self._send_lock:
+            self._sock.close()
+        os.close(self._liveness)
+        events.put(lost)
+
+    def _exec(self) -> subprocess.Popen[bytes]:
+        if not sys.executable:
+            raise OSError("sys.executable is empty: there is no Python to run it with")
+        control, held = self._theirs.fileno(), self._held
+        program = (
+            "from penstock.runtime.agent import main; "
+            f"main({control}, {held}, {os.getpid()}, {self._entry!r})"
+        )
+        # -P: a file of the working directory must not stand in for a module of ours.
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", program],
+            stdin=subprocess.DEVNULL,
+            env=_environment(),
+            pass_fds=(control, held),
+            start_new_session=True,
+        )
+
+    def _read(self, events: queue.SimpleQueue[ToControllerOrLost]) -> str:
+        """Pass on what the agent says until it hangs up; why it ended."""
+        try:
+            while (body := receive_frame(self._sock)) is not None:
+                events.put(decode_to_controller(body))
+        except OSError as error:
+            return f"its connection broke: {error}"
+        except (ProtocolError, msgspec.DecodeError) as error:
+            # What follows cannot be understood either.
+            self.kill()
+            return f"it broke the protocol: {error}"
+        return "it hung up"
+
+    def _wait(self, cause: str) -> AgentLost:
+        assert self._process is not None
+        try:
+            status = self._process.wait(EXIT_WAIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        if status < 0:
+            cause = f"it was killed by {signal.Signals(-status).name}"
+        all_gone = bool(select.select([self._liveness], [], [], PROCESSES_WAIT_S)[0])
+        # A killed agent leaves its directories and perhaps names of bells.
+        sweep_directories()
+        sweep_stale()
+        return AgentLost(self._process.pid, status, cause, all_gone)
+
+
+def _environment() -> dict[str, str]:
+    """The user's, with one thread for every library, and Penstock on the path if it was not."""
+    environment = dict(os.environ)
+    environment.update(THREAD_ENVIRONMENT)
+    assert penstock.__file__ is not None
+    root = str(Path(penstock.__file__).parents[1])
+    installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    if root not in installed:
+        known = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = root if not known else f"{known}{os.pathsep}{root}"
+    return environment
