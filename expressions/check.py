@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from penstock.elements.conform import plain_type
 from penstock.elements.errors import EngineError, PlanError
 
 from .complaint import complaint, described, nearest
@@ -21,7 +22,7 @@ from .parser import SyntaxFault, parse
 from .resolve import Resolver
 from .session import Session
 from .syntax import Node, render
-from .types import plain_type, type_text
+from .types import type_text
 
 
 @dataclass(frozen=True)

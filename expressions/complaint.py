@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 
 from penstock.elements.errors import PlanError
+from penstock.elements.signals import TIME_COLUMN
 
 from .types import type_text
 
@@ -46,7 +47,7 @@ def complaint(
 
 def column_list(names: Iterable[str]) -> str:
     """The names that users know, in order; ours (with an underscore and time) stay out."""
-    shown = [name for name in names if name != "_time" and not name.startswith("__")]
+    shown = [name for name in names if name != TIME_COLUMN and not name.startswith("__")]
     if len(shown) <= COLUMNS_SHOWN_MAX:
         return ", ".join(shown) if shown else "(none)"
     rest = len(shown) - COLUMNS_SHOWN_MAX
@@ -87,4 +88,4 @@ def ambiguous_column(
 
 def described(schema: pa.Schema) -> str:
     """Columns with their types, for messages about types."""
-    return ", ".join(f"{f.name} {type_text(f.type)}" for f in schema if f.name != "_time")
+    return ", ".join(f"{f.name} {type_text(f.type)}" for f in schema if f.name != TIME_COLUMN)

@@ -6,32 +6,20 @@ called when planning. Types come from annotations or are given. Knows nothing of
 
 from __future__ import annotations
 
-import types
-import typing
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime, time, timedelta
 from typing import Any, Literal, overload
 
 import pyarrow as pa
 
 from penstock.elements.errors import PlanError
+from penstock.elements.row_hints import function_hints
+from penstock.elements.row_schema import arrow_type, strip
 
 from .types import type_text
 
 Volatility = Literal["immutable", "volatile"]
-
-_FROM_HINT: dict[Any, pa.DataType] = {
-    bool: pa.bool_(),
-    int: pa.int64(),
-    float: pa.float64(),
-    str: pa.string(),
-    bytes: pa.binary(),
-    datetime: pa.timestamp("us", "UTC"),
-    date: pa.date32(),
-    time: pa.time64("us"),
-    timedelta: pa.duration("us"),
-}
 
 
 @dataclass(frozen=True)
@@ -178,7 +166,7 @@ def _scalar_function(
             raise PlanError(
                 f"udf {called}: {len(arguments)} argument types for {len(names)} arguments"
             )
-        typed = [(kind, over_arrays or _optional(hints.get(n))[1]) for kind, n in
+        typed = [(kind, over_arrays or strip(hints.get(n))[1]) for kind, n in
                  zip(arguments, names)]  # fmt: skip
     result = returns if returns is not None else _typed(called, "return", hints)[0]
     return ScalarFunction(
@@ -193,36 +181,20 @@ def _scalar_function(
 
 
 def _signature(function: Callable[..., Any], called: str) -> tuple[list[str], dict[str, Any]]:
-    code = getattr(function, "__code__", None)
-    if code is None:
-        raise PlanError(f"udf {called}: not a Python function; wrap it in one with annotations")
-    if code.co_flags & 0x0C or code.co_kwonlyargcount:
-        raise PlanError(f"udf {called}: *args and keyword-only arguments have no place in SQL")
-    names = list(code.co_varnames[: code.co_argcount])
-    inside = dict(zip(code.co_freevars, _cells(function)))
     try:
-        hints = typing.get_type_hints(function, localns=inside)
-    except NameError as error:
-        raise PlanError(f"udf {called}: an annotation cannot be resolved: {error}") from None
-    return names, hints
-
-
-def _cells(function: Callable[..., Any]) -> list[Any]:
-    cells = getattr(function, "__closure__", None) or ()
-    return [cell.cell_contents for cell in cells]
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        raise PlanError(
+            f"udf {called}: its arguments are unknown; wrap it in a function with annotations"
+        ) from None
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if any(parameter.kind not in positional for parameter in parameters):
+        raise PlanError(f"udf {called}: *args and keyword-only arguments have no place in SQL")
+    return [parameter.name for parameter in parameters], function_hints(function)
 
 
 def _is_array(hint: Any) -> bool:
-    return hint is pa.Array or (isinstance(hint, type) and issubclass(hint, pa.Array))
-
-
-def _optional(hint: Any) -> tuple[Any, bool]:
-    """(the type itself, whether None is allowed)."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        members = [m for m in typing.get_args(hint) if m is not type(None)]
-        if len(members) == 1 and len(members) < len(typing.get_args(hint)):
-            return members[0], True
-    return hint, False
+    return isinstance(hint, type) and issubclass(hint, pa.Array)
 
 
 def _typed(called: str, name: str, hints: dict[str, Any]) -> tuple[pa.DataType, bool]:
@@ -232,21 +204,7 @@ def _typed(called: str, name: str, hints: dict[str, Any]) -> tuple[pa.DataType, 
             f"udf {called}: {what} has no annotation\n"
             "  Expressions are typed when planning: write  def f(x: float) -> str"
         )
-    hint, nullable = _optional(hints[name])
-    return _hint_type(called, what, hint), nullable
-
-
-def _hint_type(called: str, what: str, hint: Any) -> pa.DataType:
-    if isinstance(hint, type) and hint in _FROM_HINT:
-        return _FROM_HINT[hint]
-    if typing.get_origin(hint) is list:
-        inner, _ = _optional(typing.get_args(hint)[0])
-        return pa.list_(_hint_type(called, what, inner))
-    known = ", ".join(sorted(kind.__name__ for kind in _FROM_HINT))
-    raise PlanError(
-        f"udf {called}: {what} is annotated {hint!r}, which names no column type\n"
-        f"  Known: {known}, list[…], Optional of these; else give arguments= and returns="
-    )
+    return arrow_type(hints[name], f"udf {called}, {what}"), strip(hints[name])[1]
 
 
 def describe(function: ScalarFunction) -> str:

@@ -268,7 +268,7 @@ class _Parser:
                 raise self._fault("no queries inside expressions: use p.sql(…) for those")
             inner = self.expression(0)
             self._want(")")
-            return _pieces("paren", token.start, self._last_end(), (inner,), ("(", ")"))
+            return _pieces("paren", token.start, self._last_end(), (inner,), ("", ""))
         if token.is_op("-", "+", "~"):
             return self._sign(token)
         if token.is_op("["):

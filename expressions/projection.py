@@ -8,7 +8,7 @@ Travels by pickle before its first batch; its session is opened by the first bat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -36,7 +36,9 @@ class Projection:
         who: str = "expression",
         location: str = "",
         checker: Checker | None = None,
+        declared: Mapping[str, pa.Field] | None = None,
     ) -> None:
+        """`declared` gives the fields of columns whose type and nullability are settled."""
         checker = checker or Checker(schema, functions)
         checked = [(name, checker.check(text, who, location)) for name, text in items]
         names = [name for name, _ in checked]
@@ -44,7 +46,10 @@ class Projection:
             twice = next(name for name in names if names.count(name) > 1)
             raise PlanError(f'{who}: two columns are called "{twice}"  {location}'.rstrip())
         self.input_schema = schema
-        self.schema = pa.schema([_field(schema, name, each) for name, each in checked])
+        known = declared or {}
+        self.schema = pa.schema(
+            [known.get(name) or _field(schema, name, each) for name, each in checked]
+        )
         self.expressions = tuple(each for _, each in checked)
         read = {name for each in self.expressions for name in each.columns_read}
         self.columns_read = tuple(name for name in schema.names if name in read)

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from penstock.elements.errors import PlanError
+from penstock.elements.signals import TIME_COLUMN
 
 from .complaint import ambiguous_column, complaint, no_column
 from .expression import Expr, literal
 from .functions import Functions
 from .syntax import Node
 
-TIME_COLUMN = "_time"
 _CLOCK_WORDS = "now today current_timestamp current_date current_time localtime localtimestamp"
 _CLOCKS = frozenset(_CLOCK_WORDS.split())
 _ZONED_DATE_WORDS = _CLOCKS - {"now", "today"}

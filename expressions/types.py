@@ -1,7 +1,7 @@
-"""Arrow types as short text for messages, and back; and the shape types take between operators.
+"""Arrow types as short text for messages, and back.
 
-Promises: `type_from_text(type_text(t)) == t` for every type that a stream may carry, field names
-inside lists aside. Between operators there are no views and no dictionaries.
+Promises: `type_from_text(type_text(t)) == t` for every type that a stream may carry, up to the
+names and nullability of the fields inside lists.
 """
 
 from __future__ import annotations
@@ -119,32 +119,3 @@ def _split(text: str) -> list[str]:
             pieces.append(text[begin:at])
             begin = at + 1
     return [*pieces, text[begin:]] if text else []
-
-
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """`kind` as it travels between operators: no views, no dictionaries, at any depth."""
-    types = pa.types
-    if types.is_dictionary(kind):
-        return plain_type(kind.value_type)
-    if types.is_string_view(kind):
-        return pa.string()
-    if types.is_binary_view(kind):
-        return pa.binary()
-    if types.is_map(kind):
-        return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
-    if types.is_list(kind):
-        return pa.list_(_plain_field(kind.value_field))
-    if types.is_large_list(kind):
-        return pa.large_list(_plain_field(kind.value_field))
-    if types.is_struct(kind):
-        return pa.struct([_plain_field(field) for field in kind])
-    return kind
-
-
-def _plain_field(field: pa.Field) -> pa.Field:
-    return field.with_type(plain_type(field.type))
-
-
-def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """Every field in its plain type; names, order and nullability stay."""
-    return pa.schema([_plain_field(field) for field in schema])
