@@ -140,7 +140,6 @@ def may_fail(node: Node, checker: Checker) -> bool:
         if parent.kind in ("binary", "unary")
         or (parent.kind == "pieces" and parent.name in ("between", "in"))
         for each in (parent, *parent.children)
-        if not (each.kind == "literal" and each.name.startswith("("))
     ]
     types = checker.types(asked)
     return any(_fails(each, types) for each in node.walk())

@@ -83,9 +83,9 @@ class Resolver:
             "event_time() is the row's own time; in a Python operator ctx.now() is the clock",
         )
 
-    def _value_text(self, node: Node) -> str:
+    def _value(self, node: Node) -> object:
         try:
-            value = self.expression.value(node.name)
+            return self.expression.value(node.name)
         except KeyError:
             given = ", ".join(f"${name}" for name, _ in self.expression.params) or "none"
             raise self.fault(
@@ -93,23 +93,25 @@ class Resolver:
                 f"no value for ${node.name} (given: {given})",
                 f'write ps.expr("…", {node.name}=…)',
             ) from None
-        if isinstance(value, tuple):
-            if not value:
-                raise self.fault(node, f"${node.name} is an empty list, which matches nothing")
-            return ", ".join(literal(each, f"${node.name}") for each in value)
-        return literal(value, f"${node.name}")
 
     def _param(self, node: Node) -> Node:
-        text = self._value_text(node)
-        if isinstance(self.expression.value(node.name), tuple):
+        value = self._value(node)
+        if isinstance(value, tuple):
             raise self.fault(node, f"${node.name} is a list, which may only follow IN")
-        return Node("literal", text, node.start, node.end)
+        return Node("literal", literal(value, f"${node.name}"), node.start, node.end)
 
     def _in_list(self, node: Node) -> Node:
-        left, values = node.children
-        text = self._value_text(values)
-        inner = Node("literal", f"({text})", values.start, values.end)
-        return replace(node, name="in", children=(self.resolve(left), inner))
+        left, param = node.children
+        values = self._value(param)
+        if values == ():
+            raise self.fault(param, f"${param.name} is an empty list, which matches nothing")
+        texts = [
+            literal(each, f"${param.name}")
+            for each in (values if isinstance(values, tuple) else (values,))
+        ]
+        items = tuple(Node("literal", text, param.start, param.end) for text in texts)
+        parts = ("(", f"{node.parts[1]}(", *([", "] * (len(items) - 1)), "))")
+        return replace(node, name="in", children=(self.resolve(left), *items), parts=parts)
 
     def _call(self, node: Node) -> Node:
         lower = node.name.lower()
