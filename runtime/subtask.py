@@ -133,12 +133,12 @@ class Subtask:
     def run(self) -> None:
         """Turn until the process is killed; raises what operators raise."""
         while True:
-            if self._turn():
+            if self.turn():
                 continue
             self._outputs.release_idle()
             published = self._outputs.flush()
             self._bell.drain()
-            if self._turn():
+            if self.turn():
                 continue
             self._sleep(published)
 
@@ -154,7 +154,7 @@ class Subtask:
         self._bell.wait(max(0, until_ns - now_ns) / 1e9)
         self._meter.slept(self._clock.monotonic_ns() - now_ns, blocked=not published)
 
-    def _turn(self) -> bool:
+    def turn(self) -> bool:
         """One scan; True if anything was done, so that the next scan comes at once."""
         worked = self._serve_commands()
         self._meter.report(self._progress.watermark, self._chain)
