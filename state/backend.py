@@ -111,11 +111,20 @@ class Table(ABC):
 
     @abstractmethod
     def expire(self, before_ns: int) -> Iterator[pa.RecordBatch]:
-        """Drop appended rows with time < before, yielding them as key + value + `_time` int64."""
+        """Drop appended rows with time < before, yielding them as key + value + `_time` int64.
+
+        Dropped when called, not when iterated. `_time` is left out where the declared columns
+        hold one of that name.
+        """
 
     @abstractmethod
     def scan(self) -> Iterator[pa.RecordBatch]:
         """All live rows as key + value columns (and `_time` int64 for appended tables)."""
+
+    @abstractmethod
+    def advance(self, time_ns: int) -> None:
+        """Event time for the TTL: rows written (or appended with a time) before time - ttl are
+        absent from now on. Without a TTL nothing happens."""
 
     @property
     @abstractmethod

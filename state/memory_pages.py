@@ -1,0 +1,160 @@
+"""Pages: Python objects by key, pickled together with their neighbours and only when changed.
+
+A page holds the keys of one 65,536th of the hash space, so it lies in one key group. Promises: a
+seal pickles only pages that changed since the last one and reuses the other pages' bytes; all
+pickling is in seal(), in the caller's thread, so what is sealed cannot change afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from penstock.elements.errors import StateError
+from penstock.elements.keygroup import KeyGroupRange
+from penstock.elements.keys import canonical_key
+
+from .clip import clip_to_groups
+from .pickling import dump_value, load_value
+
+PAGE_SHIFT = 48
+"""A page number is the top 16 bits of the hash."""
+
+PAGE_SCHEMA = pa.schema([("_hash", pa.uint64()), ("page", pa.large_binary())])
+
+
+class Page:
+    """Keys that are pickled together."""
+
+    __slots__ = ("data", "dirty", "number", "sealed")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.data: dict[Hashable, Any] = {}
+        self.dirty = False
+        self.sealed: bytes | None = None
+
+
+class SealedPages:
+    """The bytes of all pages at a cut."""
+
+    def __init__(self, numbers: npt.NDArray[np.uint64], pages: list[bytes]) -> None:
+        self._numbers = numbers
+        self._pages = pages
+
+    def batch(self) -> pa.RecordBatch:
+        """One row per page, by hash. One call into Arrow, no Python per row."""
+        order = np.argsort(self._numbers, kind="stable")
+        pages = pa.array(self._pages, pa.large_binary()).take(pa.array(order))
+        hashes = self._numbers[order] << np.uint64(PAGE_SHIFT)
+        return pa.RecordBatch.from_arrays([pa.array(hashes), pages], schema=PAGE_SCHEMA)
+
+
+class PageStore:
+    """A dict from key to value that knows which pages changed.
+
+    `by_key` is public so that callers can read without a call: `by_key[key].data[key]`.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self.by_key: dict[Hashable, Page] = {}
+        self._pages: dict[int, Page] = {}
+        self._dirty: list[Page] = []
+
+    def put(self, key: Hashable, hash64: int, value: Any) -> None:
+        """Insert or replace."""
+        page = self.by_key.get(key)
+        if page is None:
+            page = self._page(hash64 >> PAGE_SHIFT)
+            self.by_key[key] = page
+        page.data[key] = value
+        if not page.dirty:
+            page.dirty = True
+            self._dirty.append(page)
+
+    def touch(self, page: Page) -> None:
+        """Something in this page may have been changed in place."""
+        if not page.dirty:
+            page.dirty = True
+            self._dirty.append(page)
+
+    def remove(self, key: Hashable) -> None:
+        """Forget; unknown keys are ignored."""
+        page = self.by_key.pop(key, None)
+        if page is not None:
+            del page.data[key]
+            self.touch(page)
+
+    def items(self) -> Iterator[tuple[Hashable, Any]]:
+        """All keys and values."""
+        for page in self._pages.values():
+            yield from page.data.items()
+
+    def seal(self) -> SealedPages:
+        """Pickle what changed; keep the rest."""
+        for page in self._dirty:
+            if page.data:
+                page.sealed = self._dump(page)
+            else:
+                del self._pages[page.number]
+            page.dirty = False
+        self._dirty = []
+        numbers = np.fromiter(self._pages, np.uint64, len(self._pages))
+        sealed = [page.sealed for page in self._pages.values()]
+        return SealedPages(numbers, sealed)  # type: ignore[arg-type]  # all are sealed by now
+
+    def restore(
+        self,
+        batch: pa.RecordBatch,
+        groups: KeyGroupRange,
+        canonical: Callable[[Any], Any] = canonical_key,
+    ) -> None:
+        """Take the pages that belong to `groups`."""
+        batch = clip_to_groups(batch, groups)
+        numbers = (batch.column("_hash").to_numpy() >> np.uint64(PAGE_SHIFT)).tolist()
+        for number, stored in zip(numbers, batch.column("page"), strict=True):
+            page = self._page(number)
+            body = stored.as_py()
+            page.data = {canonical(key): value for key, value in self._load(body).items()}
+            page.sealed = body
+            self.by_key.update(dict.fromkeys(page.data, page))
+
+    def _page(self, number: int) -> Page:
+        page = self._pages.get(number)
+        if page is None:
+            page = self._pages[number] = Page(number)
+        return page
+
+    def _dump(self, page: Page) -> bytes:
+        try:
+            return dump_value(page.data)
+        except Exception as error:
+            raise self._unpicklable(page, error) from error
+
+    def _unpicklable(self, page: Page, error: Exception) -> StateError:
+        for key, value in page.data.items():
+            try:
+                dump_value((key, value))
+            except Exception as cause:
+                return StateError(
+                    f"{self._title}: the value of key {key!r}, a {type(value).__name__}, cannot be "
+                    f"pickled: {cause}\n  Keep plain data in state and open connections in open()."
+                )
+        return StateError(f"{self._title} cannot be pickled: {error}")
+
+    def _load(self, body: bytes) -> dict[Hashable, Any]:
+        try:
+            loaded = load_value(body)
+        except Exception as error:
+            raise StateError(
+                f"{self._title} cannot be restored: {type(error).__name__}: {error}\n"
+                "  The class of a stored value has moved or changed: put it back under its old "
+                "name, or start with --fresh."
+            ) from error
+        assert isinstance(loaded, dict)
+        return loaded
