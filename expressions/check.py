@@ -15,10 +15,11 @@ from penstock.elements.conform import plain_type
 from penstock.elements.errors import EngineError, PlanError
 
 from .complaint import complaint, described, nearest
+from .cursor import SyntaxFault
 from .expression import ExprLike, as_expr
 from .failures import reason_of
 from .functions import NONE, Functions
-from .parser import SyntaxFault, parse
+from .parser import parse
 from .resolve import Resolver
 from .session import Session
 from .syntax import Node, render
