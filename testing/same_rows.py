@@ -1,0 +1,210 @@
+"""The law of every pipeline: the same rows, however it is run.
+
+Straight through; with checkpoints at parallelism 2; with subtasks killed; stopped and resumed at
+parallelism 3. The terms are those of hazard 21: rows compare as multisets, floats within a
+relative tolerance, and the data may hold no row later than its bound.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from penstock.connectors.file_readers import Throttle
+from penstock.connectors.memory import MemorySink
+from penstock.dataflow.launcher import JobHandle, Launcher, current_launcher, use_launcher
+from penstock.dataflow.plan import Plan
+from penstock.dataflow.settings import JobSettings
+from penstock.dataflow.stream import Stream
+from penstock.operators.source import (
+    Chunk,
+    Position,
+    ReaderContext,
+    SourceConnector,
+    Split,
+    SplitReader,
+)
+
+from .rows import FLOAT_TOLERANCE, differences
+
+RUN_S = 1.5
+"""A slowed run takes about this long, so that checkpoints, kills and stops fall into it."""
+KILLS = 2
+WAIT_S = 60.0
+POLL_S = 0.01
+
+
+def assert_same_rows(
+    build: Callable[[], Stream[Any]],
+    expected: Any,
+    *,
+    float_tolerance: float = FLOAT_TOLERANCE,
+    seed: int = 1,
+) -> None:
+    """Run the pipeline of the stream that `build` returns in four ways; each gives `expected`.
+
+    `build` makes a new pipeline at each call. `expected` is a table, dicts, row objects or
+    tuples. AssertionError says which way of running differs, and in which rows.
+    """
+    straight = _Run(build)
+    straight.start(parallelism=1, checkpoint_interval="1 hour").wait(WAIT_S)
+    _compare("straight through", straight.table(), expected, float_tolerance)
+    rate = max(1.0, straight.rows_in() / RUN_S)
+    for name, way in (
+        ("with checkpoints at parallelism 2", _with_checkpoints),
+        ("with subtasks killed", _killed),
+        ("stopped and resumed at parallelism 3", _resumed),
+    ):
+        with tempfile.TemporaryDirectory(prefix="penstock-same-rows-") as state_dir:
+            run = _Run(build, rate)
+            way(run, state_dir, random.Random(seed))
+            _compare(name, run.table(), expected, float_tolerance)
+
+
+class _Run:
+    """One pipeline with its results."""
+
+    def __init__(self, build: Callable[[], Stream[Any]], rate: float | None = None) -> None:
+        self._build = build
+        self._rate = rate
+        self._sink = MemorySink()
+        self._schema: pa.Schema | None = None
+        self._handle: JobHandle | None = None
+
+    def start(self, **settings: Any) -> JobHandle:
+        """Build anew and start; results of all starts gather in one place."""
+        stream = self._build()
+        self._schema = stream.schema
+        stream.sink(self._sink, name="results")
+        before = current_launcher()
+        replaced = use_launcher(_Slowing(before, self._rate) if self._rate else before)
+        try:
+            self._handle = stream._pipeline.start(durability="process", **settings)
+        finally:
+            use_launcher(replaced)
+        return self._handle
+
+    def rows_in(self) -> int:
+        """Rows read by the sources."""
+        assert self._handle is not None
+        return self._handle.status().rows_in
+
+    def table(self) -> pa.Table:
+        """What was committed; the folder is gone afterwards."""
+        table = self._sink.table(self._schema)
+        self._sink.discard()
+        return table
+
+
+def _with_checkpoints(run: _Run, state_dir: str, chance: random.Random) -> None:
+    run.start(parallelism=2, state_dir=state_dir, checkpoint_interval="200 ms").wait(WAIT_S)
+
+
+def _killed(run: _Run, state_dir: str, chance: random.Random) -> None:
+    job = run.start(
+        parallelism=2, state_dir=state_dir, checkpoint_interval="100 ms", restart_attempts=50
+    )
+    epoch = 0
+    for _ in range(KILLS):
+        epoch = _wait_for_epoch(job, epoch + 1)
+        pids = [pid for title, pid in job.status().pids.items() if title.endswith("]")]
+        if not pids:
+            break
+        try:
+            os.kill(chance.choice(sorted(pids)), signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    job.wait(WAIT_S)
+
+
+def _resumed(run: _Run, state_dir: str, chance: random.Random) -> None:
+    job = run.start(parallelism=2, state_dir=state_dir, checkpoint_interval="100 ms")
+    _wait_for_epoch(job, 1)
+    job.stop("checkpoint")
+    run.start(parallelism=3, state_dir=state_dir, checkpoint_interval="100 ms").wait(WAIT_S)
+
+
+def _wait_for_epoch(job: JobHandle, epoch: int) -> int:
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        status = job.status()
+        if status.epoch >= epoch or status.state in ("FINISHED", "FAILED", "STOPPED"):
+            return status.epoch
+        time.sleep(POLL_S)
+    raise TimeoutError(f"no checkpoint {epoch} within {WAIT_S:.0f} s: {job.status()}")
+
+
+def _compare(way: str, table: pa.Table, expected: Any, float_tolerance: float) -> None:
+    lines = differences(table, expected, float_tolerance)
+    assert not lines, f"{way}:\n  " + "\n  ".join(lines)
+
+
+class _Slowing:
+    """A launcher that makes a plan's sources slow."""
+
+    def __init__(self, launcher: Launcher, rate: float) -> None:
+        self._launcher = launcher
+        self._rate = rate
+
+    def start(self, plan: Plan, settings: JobSettings) -> JobHandle:
+        """Wrap every connector, then start."""
+        for vertex in plan.vertices:
+            for operator in vertex.operators:
+                connector = getattr(operator.processor, "connector", None)
+                if operator.is_source and connector is not None:
+                    slowed = _Slowed(connector, self._rate / vertex.parallelism)
+                    setattr(operator.processor, "connector", slowed)  # noqa: B010
+        return self._launcher.start(plan, settings)
+
+
+class _Slowed(SourceConnector[Any]):
+    """A connector at `rate` rows a second per subtask."""
+
+    def __init__(self, connector: SourceConnector[Any], rate: float) -> None:
+        self._connector = connector
+        self._rate = rate
+        self._throttle: Throttle | None = None
+        self.name = connector.name
+        self.bounded = connector.bounded
+        self.replay = connector.replay
+        self.discovery_interval_ns = connector.discovery_interval_ns
+
+    @property
+    def schema(self) -> pa.Schema:
+        """As it was."""
+        return self._connector.schema
+
+    def splits(self) -> Sequence[Split]:
+        """As they were."""
+        return self._connector.splits()
+
+    def reader(self, split: Split, position: Position, ctx: ReaderContext) -> SplitReader:
+        """The reader, held back."""
+        self._throttle = self._throttle or Throttle(self._rate)
+        return _SlowReader(self._connector.reader(split, position, ctx), self._throttle)
+
+
+class _SlowReader(SplitReader):
+    def __init__(self, reader: SplitReader, throttle: Throttle) -> None:
+        self._reader = reader
+        self._throttle = throttle
+
+    def poll(self, limit_rows: int) -> Chunk | None:
+        """At most what the throttle allows."""
+        limit = self._throttle.allowed(limit_rows)
+        if limit == 0:
+            return None
+        chunk = self._reader.poll(limit)
+        self._throttle.gave(0 if chunk is None else chunk.batch.num_rows)
+        return chunk
+
+    def close(self) -> None:
+        """Close what is read."""
+        self._reader.close()
