@@ -15,6 +15,10 @@ class ConformError(Exception):
     """The batch is not of the declared schema. The text says what is wrong, without a place."""
 
 
+class UnfitValue(ConformError):
+    """The batch has the right columns, but some row holds a value that its column cannot."""
+
+
 def conform(batch: pa.RecordBatch, schema: pa.Schema, who: str = "") -> pa.RecordBatch:
     """`batch` with exactly `schema`; raises ConformError whose text begins with `who`.
 
@@ -94,7 +98,7 @@ def _fitted(array: pa.Array, field: pa.Field, who: str) -> pa.Array:
     try:
         return array.cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ConformError(
+        raise UnfitValue(
             f"{_prefix(who)}column {field.name} is {array.type} and holds values that the "
             f"declared {field.type} cannot: {error}"
         ) from None
@@ -125,7 +129,7 @@ def _without_nulls(batch: pa.RecordBatch, schema: pa.Schema, who: str) -> pa.Rec
     for index, field in enumerate(schema):
         if not field.nullable and batch.column(index).null_count:
             row = batch.column(index).is_null().index(True).as_py()
-            raise ConformError(
+            raise UnfitValue(
                 f"{_prefix(who)}column {field.name} is null in row {row} of the batch, "
                 "but it is declared without nulls"
             )

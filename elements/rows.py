@@ -57,6 +57,11 @@ class RowCodec:
         self._read: list[tuple[str, Reader, bool]] | None = None
         self._write: list[tuple[str, Writer, bool]] | None = None
 
+    @property
+    def by_attribute(self) -> bool:
+        """Rows are attribute rows: no class was given."""
+        return self._described is None
+
     # Decoding ------------------------------------------------------------------------------------
 
     def columns_read(self) -> list[str]:

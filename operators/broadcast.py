@@ -10,9 +10,11 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 
 from penstock.elements.errors import StateError
+from penstock.elements.row_hints import function_hints
+from penstock.elements.row_schema import is_row_class, row_schema
 from penstock.state.backend import OperatorList, StateBackend
 
 from .declared import Declared
@@ -91,3 +93,14 @@ class BroadcastState(Declared, Mapping[K, V], Generic[K, V]):
                 f"{self.owner}.{self.name} is state, and there is none before the operator opens"
             )
         return self._items
+
+
+def broadcast_hint(method: Any) -> type[Any] | None:
+    """The row class of process_broadcast's `row` parameter; None for attribute rows."""
+    for name, hint in function_hints(method).items():
+        if name not in ("ctx", "return"):
+            if is_row_class(hint):
+                row_schema(hint)
+                return cast("type[Any]", hint)
+            break
+    return None

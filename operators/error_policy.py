@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 import penstock
+from penstock.elements.conform import ConformError
 from penstock.elements.errors import PenstockError, PlanError, UserCodeError
 from penstock.elements.rows import RowError, row_text
 
@@ -27,19 +28,8 @@ RAW_CHARS_MAX = 64 * 1024
 POISON_ROWS_MAX = 100
 """Rows of a failed batch that go into the poison folder when the bad one is not known."""
 _OURS = os.path.dirname(os.path.abspath(penstock.__file__)) + os.sep
-_LAYERS = frozenset(
-    os.path.realpath(os.path.join(_OURS, name)) + os.sep
-    for name in (
-        "elements",
-        "state",
-        "expressions",
-        "operators",
-        "dataflow",
-        "runtime",
-        "cli",
-        "testing",
-    )
-)
+_NAMES = "elements state expressions operators dataflow connectors runtime cli testing"
+_LAYERS = tuple(os.path.realpath(os.path.join(_OURS, name)) + os.sep for name in _NAMES.split())
 """The layers are links: code objects may carry the path on either side."""
 
 
@@ -161,7 +151,7 @@ class Failures:
 
 def cause_of(error: BaseException) -> str:
     """The last line of a traceback; our own complaints about rows speak for themselves."""
-    if isinstance(error, RowError):
+    if isinstance(error, RowError | ConformError):
         return str(error)
     return "".join(traceback.format_exception_only(error)).strip()
 

@@ -9,10 +9,9 @@ from typing import Any, Generic, TypeVar
 import pyarrow as pa
 
 from penstock.elements.errors import PlanError
-from penstock.elements.row_hints import function_hints
 from penstock.elements.row_schema import is_row_class, row_schema
 
-from .broadcast import BroadcastState
+from .broadcast import broadcast_hint
 from .context import Context
 from .declared import Declared, Fired, KeyedState, Output, Side, Timer, declarations
 from .frozen import Frozen
@@ -87,13 +86,6 @@ def type_arguments(cls: type[Any]) -> tuple[Any, ...]:
     return (Any, Any)
 
 
-def broadcast_hint(method: Any) -> Any:
-    """The row class of process_broadcast's `row` parameter; None for attribute rows."""
-    hints = function_hints(method)
-    rows = [hint for name, hint in hints.items() if name not in ("ctx", "return")]
-    return rows[0] if rows and is_row_class(rows[0]) else None
-
-
 def row_in(operator: KeyedOperator[Any, Any]) -> type[Any] | None:
     """The class of the rows that `process` takes; None: attribute rows."""
     hint = type_arguments(type(operator))[0]
@@ -159,8 +151,6 @@ def check_keyed(operator: KeyedOperator[Any, Any]) -> None:
     for name in ("process", "process_group", "on_timer", "open", "close", "returns"):
         if name in found:
             raise PlanError(f"{who}.{name} is the name of a method, not of state")
-    if has_broadcast(operator) and cls.process_broadcast is KeyedOperator.process_broadcast:
-        raise PlanError(f"{who} declares BroadcastState but no process_broadcast(self, row, ctx)")
 
 
 def refuse_event_time(operator: KeyedOperator[Any, Any]) -> None:
@@ -179,11 +169,6 @@ def refuse_event_time(operator: KeyedOperator[Any, Any]) -> None:
             )
 
 
-def has_broadcast(operator: Frozen) -> bool:
-    """Whether the operator declares BroadcastState and so needs a broadcast stream."""
-    return any(isinstance(d, BroadcastState) for d in declared_of(operator).values())
-
-
 def declared_of(operator: Frozen) -> dict[str, Declared]:
     """The declarations of the operator's class by name."""
     return declarations(type(operator))
@@ -197,7 +182,6 @@ __all__ = [
     "KeyedOperator",
     "check_keyed",
     "declared_of",
-    "has_broadcast",
     "keyed_outputs",
     "refuse_event_time",
     "row_in",

@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from penstock.elements.hash import hash_columns
 from penstock.elements.keys import python_keys
-from penstock.elements.rows import RowCodec, RowError
+from penstock.elements.rows import RowCodec
 from penstock.elements.signals import WATERMARK_MAX, WATERMARK_MIN
 from penstock.state.backend import ObjectState, TimerEntry
 
-from .broadcast import BroadcastState
+from .broadcast_input import BROADCAST_PORT, BroadcastInput, broadcast_codec
 from .context import Context
 from .current_row import CurrentRow
 from .declared import KeyedState, Output, Timer, fired
@@ -42,7 +42,6 @@ from .row_outputs import RowOutputs
 from .timer_service import TimerService
 
 EVENT_TIMERS, WALL_TIMERS = "event timers", "processing-time timers"
-MAIN_PORT, BROADCAST_PORT = 0, 1
 
 
 class KeyedProcessor(Processor):
@@ -73,17 +72,11 @@ class KeyedProcessor(Processor):
             name: RowCodec(self._row_class(name), schema, who)
             for name, schema in keyed_outputs(operator).items()
         }
-        self._broadcast_codec = (
-            None
-            if broadcast_schema is None
-            else RowCodec(operator._penstock_broadcast, broadcast_schema, who)
-        )
+        self._broadcast_codec = broadcast_codec(operator, broadcast_schema)
         self.columns_read: tuple[str, ...] = tuple(
             dict.fromkeys((*self.keys, *self._codec.columns_read()))
         )
         """The input columns that are needed, for pruning; `_time` is kept anyway."""
-        if self._broadcast_codec is not None:
-            self._broadcast_codec.columns_read()
 
     @property
     def outputs(self) -> dict[str, pa.Schema]:
@@ -114,13 +107,16 @@ class KeyedProcessor(Processor):
         self._event = TimerService(ctx.state.timers(EVENT_TIMERS))
         self._wall = TimerService(ctx.state.timers(WALL_TIMERS))
         self._states: list[ObjectState] = []
-        self._broadcasts: list[BroadcastState[Any, Any]] = []
-        self._items: list[Any] = []
         try:
             self.operator.open(self._context)
         except Exception as error:
             self._failures.whole("open", error)
         self._bind()
+        self._broadcast = None
+        if self._broadcast_codec is not None:
+            self._broadcast = BroadcastInput(
+                self.operator, self._broadcast_codec, self._context, self._failures, ctx.state
+            )
         freeze(self.operator)
         cls = type(self.operator)
         self._grouped = cls.process_group is not KeyedOperator.process_group
@@ -141,9 +137,6 @@ class KeyedProcessor(Processor):
                 service = self._wall if declared.processing_time else self._event
                 bound = declared.bind(service, self._row)
                 self._fires_at_end[name] = declared.fire_at_end
-            elif isinstance(declared, BroadcastState):
-                bound = declared.bind(self._ctx.state)
-                self._broadcasts.append(bound)
             else:
                 continue
             object.__setattr__(self.operator, name, bound)
@@ -155,8 +148,8 @@ class KeyedProcessor(Processor):
             self.operator.before_snapshot(self._context)
         except Exception as error:
             self._failures.whole("before_snapshot", error)
-        for state in self._broadcasts:
-            state.store()
+        if self._broadcast is not None:
+            self._broadcast.store()
 
     def close(self) -> None:
         """The user's close."""
@@ -168,7 +161,8 @@ class KeyedProcessor(Processor):
         """Rows of the keyed stream, or of the broadcast stream."""
         self._catch_up()
         if port == BROADCAST_PORT:
-            self._take_broadcast(batch)
+            assert self._broadcast is not None
+            self._broadcast.take(batch)
             return
         rows, batch = decode_rows(
             self._codec, batch, lambda one, error: self._failures.row("process", error, one)
@@ -264,28 +258,6 @@ class KeyedProcessor(Processor):
     ) -> None:
         given = batch.take(pa.array(members, pa.int64()))
         self._failures.row("process_group", error, given, key=key, keyed=True)
-
-    def _take_broadcast(self, batch: pa.RecordBatch) -> None:
-        assert self._broadcast_codec is not None
-        method = "process_broadcast"
-        rows, batch = decode_rows(
-            self._broadcast_codec, batch, lambda one, error: self._failures.row(method, error, one)
-        )
-        for state in self._broadcasts:
-            state.writable(True)
-        try:
-            for index, row in enumerate(rows):
-                try:
-                    made: object = self.operator.process_broadcast(row, self._context)  # type: ignore[func-returns-value]
-                    if made is not None:
-                        raise RowError(
-                            "process_broadcast runs once per subtask, so it may not yield or return"
-                        )
-                except Exception as error:
-                    self._failures.row(method, error, batch.slice(index, 1), row=row)
-        finally:
-            for state in self._broadcasts:
-                state.writable(False)
 
     # Timers --------------------------------------------------------------------------------------
 
