@@ -6,7 +6,7 @@ import os
 
 from penstock.state.store import LocalStore
 
-from .log import Takeover, read_entries
+from .log import Attempted, read_entries
 
 
 def restored_checkpoints(state_dir: str, job: str) -> int:
@@ -19,4 +19,4 @@ def restored_checkpoints(state_dir: str, job: str) -> int:
         entries = list(read_entries(store))
     finally:
         store.close()
-    return sum(isinstance(entry, Takeover) and entry.restores > 0 for entry in entries)
+    return sum(isinstance(entry, Attempted) and entry.restores > 0 for entry in entries)

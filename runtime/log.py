@@ -43,6 +43,16 @@ class Takeover(msgspec.Struct, frozen=True, tag="takeover"):
     writer: str
 
 
+class Attempted(msgspec.Struct, frozen=True, tag="attempt"):
+    """An attempt starts from checkpoint id `restores`, 0 for from the start: for the record."""
+
+    seq: int
+    generation: int
+    attempt: int
+    restores: int
+    writer: str
+
+
 class Checkpointed(msgspec.Struct, frozen=True, tag="checkpoint"):
     """Checkpoint `id` is complete. `owes`: some sink had staged rows that this cut commits."""
 
@@ -74,7 +84,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     writer: str
 
 
-Entry = Takeover | Checkpointed | Reserved | Finished
+Entry = Takeover | Attempted | Checkpointed | Reserved | Finished
 _decoder = msgspec.json.Decoder(Entry)
 
 
@@ -130,6 +140,8 @@ class History:
         _require(entry.generation == self.generation, seq, "an old leader wrote it")
         if isinstance(entry, Finished):
             return replace(self, length=seq, finished=entry)
+        if isinstance(entry, Attempted):
+            return replace(self, length=seq)
         reserved = max(self.reserved, entry.reserved)
         if isinstance(entry, Reserved):
             return replace(self, length=seq, reserved=reserved)
@@ -224,6 +236,10 @@ class JobLog:
             upto = checkpoint_id + RESERVED_IDS
             self._append(Reserved(self._last + 1, self.generation, upto, self.writer))
             self._reserved = upto
+
+    def append_attempt(self, attempt: int, restores: int) -> None:
+        """Note that an attempt starts. Raises Fenced if a newer leader owns the job."""
+        self._append(Attempted(self._last + 1, self.generation, attempt, restores, self.writer))
 
     def append_checkpoint(self, attempt: int, checkpoint_id: int, manifest: str, owes: bool) -> int:
         """Complete a checkpoint; its manifest and all runs must be durable. Returns the seq.
