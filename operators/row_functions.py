@@ -76,8 +76,8 @@ class _RowFunctionProcessor(Processor):
                 return None
             raise PlanError(
                 f"{self.who}: it takes {getattr(hint, '__name__', hint)}, which is no row class\n"
-                "  Annotate its parameter with a dataclass, NamedTuple or pydantic model, or not at\n"
-                "  all for attribute rows. For whole batches there is map_batches."
+                "  Annotate its parameter with a dataclass, NamedTuple or pydantic model, or not\n"
+                "  at all for attribute rows. For whole batches there is map_batches."
             )
         return None
 

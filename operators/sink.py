@@ -34,6 +34,9 @@ class Sink:
     def commit(self, txn: str, staged: bytes) -> None:
         """Make the staged rows visible. May repeat, also in another process: be idempotent."""
 
+    def flush(self) -> None:
+        """For sinks without `prepare`: what was written is out when this returns (at barriers)."""
+
     def abort(self, txn: str, staged: bytes) -> None:
         """The cut was given up: rows come again after a restart. Clean up if you can."""
 
