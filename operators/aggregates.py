@@ -15,9 +15,10 @@ import pyarrow as pa
 from penstock.elements.errors import PlanError
 from penstock.elements.signals import TIME_COLUMN
 from penstock.expressions.complaint import complaint
+from penstock.expressions.cursor import SyntaxFault
 from penstock.expressions.expression import Expr, ExprLike, as_expr
 from penstock.expressions.functions import NONE, Functions
-from penstock.expressions.parser import SyntaxFault, parse
+from penstock.expressions.parser import parse
 from penstock.expressions.projection import Projection
 from penstock.expressions.syntax import Node, render
 from penstock.expressions.types import type_text
@@ -111,7 +112,7 @@ class Aggregation:
     def stored(self) -> list[pa.Field]:
         """The partial columns of all accumulators."""
         return [
-            pa.field(f"p{at}_{part}", kind)
+            pa.field(f"__p{at}_{part}", kind)
             for at, accumulator in enumerate(self.accumulators)
             for part, kind in enumerate(accumulator.stored)
         ]

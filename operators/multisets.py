@@ -45,25 +45,24 @@ class Multiset:
     argument: int
     kind: pa.DataType
 
-    def fold(self, columns: list[pa.Array], values: pa.Array, times: pa.Array) -> pa.RecordBatch:
-        """Columns `g0`, `g1`, … `value` and `n`, one row per distinct combination.
 
-        `times` says how often each row counts; rows with a null value are left out.
-        """
-        if values.null_count:
-            keep = values.is_valid()
-            columns = [column.filter(keep) for column in columns]
-            values, times = values.filter(keep), times.filter(keep)
-        names = [f"g{at}" for at in range(len(columns))]
-        if not len(values):
-            return pa.RecordBatch.from_arrays([*columns, values, times], [*names, "value", "n"])
-        groups = group_rows([*columns, values], len(values))
-        rows = pa.array(groups.firsts)
-        counted = pa.array(groups.add(fixed_values(times)))
-        kept = [column.take(rows) for column in columns]
-        return pa.RecordBatch.from_arrays(
-            [*kept, values.take(rows), counted], [*names, "value", "n"]
-        )
+def fold_values(columns: list[pa.Array], values: pa.Array, times: pa.Array) -> pa.RecordBatch:
+    """Columns `g0`, `g1`, … `value` and `n`, one row per distinct combination.
+
+    `times` says how often each row counts; rows with a null value are left out.
+    """
+    if values.null_count:
+        keep = values.is_valid()
+        columns = [column.filter(keep) for column in columns]
+        values, times = values.filter(keep), times.filter(keep)
+    names = [*(f"g{at}" for at in range(len(columns))), "value", "n"]
+    if not len(values):
+        return pa.RecordBatch.from_arrays([*columns, values, times], names)
+    groups = group_rows([*columns, values], len(values))
+    rows = pa.array(groups.firsts)
+    counted = pa.array(groups.add(fixed_values(times)))
+    kept = [column.take(rows) for column in columns]
+    return pa.RecordBatch.from_arrays([*kept, values.take(rows), counted], names)
 
 
 def finish(

@@ -1,0 +1,52 @@
+"""The result rows of windows: keys, `window_start`, `window_end`, the aggregates, `_time`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from penstock.elements.errors import PlanError
+from penstock.operators.aggregates import Aggregation
+from penstock.operators.event_times import TIME_FIELD, TIME_TYPE, time_array
+
+from .partials import Numbers
+
+START = "window_start"
+END = "window_end"
+
+
+def result_schema(
+    keys: Sequence[pa.Field], aggregation: Aggregation, who: str, location: str = ""
+) -> pa.Schema:
+    """The schema of window results; raises PlanError if two columns have one name."""
+    fields = [
+        *keys,
+        pa.field(START, TIME_TYPE, nullable=False),
+        pa.field(END, TIME_TYPE, nullable=False),
+        *aggregation.results,
+    ]
+    names = [field.name for field in fields]
+    for name in names:
+        if names.count(name) > 1:
+            raise PlanError(f'{who}: two result columns are called "{name}"  {location}'.rstrip())
+    return pa.schema([*fields, TIME_FIELD])
+
+
+def result_batch(
+    schema: pa.Schema,
+    keys: list[pa.Array],
+    starts: Numbers,
+    ends: Numbers,
+    items: list[pa.Array],
+    times_ns: Numbers | None = None,
+) -> pa.RecordBatch:
+    """Rows in ascending order of `ends`; `_time` is one nanosecond before the end by default."""
+    times = ends - 1 if times_ns is None else times_ns
+    columns = [*keys, time_array(starts), time_array(ends), *items, time_array(times)]
+    batch = pa.RecordBatch.from_arrays(columns, schema=schema)
+    order = np.argsort(ends, kind="stable")
+    if (order == np.arange(len(order))).all():
+        return batch
+    return batch.take(pa.array(order))
