@@ -80,7 +80,7 @@ class Agent:
         self._scratch_root = make_scratch_root()
         os.chdir(self._scratch_root)
         self._server.start(socket_directory(self._scratch_root))
-        # While the server imports: what crashed runs left, and Arrow, which the first attempt needs.
+        # While the server imports: sweep after crashed runs, and load what the first attempt needs.
         sweep_directories()
         sweep_stale()
         importlib.import_module("penstock.runtime.agent_attempt")

@@ -7,6 +7,8 @@ them all, so the sum is what a job must be allowed to take.
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 
 from penstock.dataflow.plan import Edge, Plan
@@ -71,6 +73,19 @@ def subtask_keys(plan: Plan) -> list[SubtaskKey]:
         for vertex in plan.vertices
         for index in range(vertex.parallelism)
     ]
+
+
+def user_surroundings() -> tuple[list[str], str]:
+    """(sys.path, working directory) of this process, as subtasks are to find them.
+
+    The empty entry, and relative ones, mean the working directory of now.
+    """
+    try:
+        cwd = os.getcwd()
+    except OSError:
+        # Removed under our feet: relative paths mean nothing here, nor in a subtask.
+        cwd = ""
+    return [os.path.join(cwd, entry) if cwd else entry for entry in sys.path], cwd
 
 
 def memory_budget(plan: Plan, settings: JobSettings) -> MemoryBudget:

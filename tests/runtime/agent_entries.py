@@ -18,6 +18,11 @@ from penstock.runtime.messages import Decline, Drain, InputEnded, Started, Trigg
 from penstock.runtime.setup import SubtaskSetup
 
 
+def entry_of_run_id(setup: SubtaskSetup) -> None:
+    """One agent serves all tests: the run's id says which entry this one wants."""
+    globals()[setup.run_id](setup)
+
+
 def tell(setup: SubtaskSetup, what: Any) -> None:
     """Say anything at all, in the one text field that events have."""
     setup.link.send(Decline(0, json.dumps(what)))
@@ -156,3 +161,12 @@ def _signal_end(setup: SubtaskSetup) -> None:
         outbound.sender.offer_signal(Kind.END)
         while not outbound.sender.flush():
             setup.doorbell.wait(1.0)
+
+
+def stalled_pipeline(setup: SubtaskSetup) -> None:
+    """source: send until it is held up, and on; sink: never read."""
+    setup.link.send(Started(setup.pid))
+    if setup.receivers:
+        echo(setup)
+    while True:
+        _offer(setup, pa.record_batch({"n": np.zeros(BATCH_ROWS, np.int64)}))

@@ -8,6 +8,7 @@ import queue
 import select
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import cloudpickle
@@ -49,18 +50,18 @@ def edge(source: str, target: str, partition: Partition = "forward", port: int =
 
 def chain(*names: str, parallelism: int = 1, partition: Partition = "forward") -> Plan:
     """A plan of vertices in a row."""
-    edges = [edge(a, b, partition) for a, b in zip(names, names[1:])]
+    edges = [edge(a, b, partition) for a, b in pairwise(names)]
     return Plan("test", tuple(vertex(name, parallelism) for name in names), tuple(edges))
 
 
-def deploy(plan: Plan, attempt: int = 1, **settings: Any) -> Deploy:
-    """As a controller would deploy it; modules beside the tests can be imported."""
+def deploy(entry: str, plan: Plan, attempt: int = 1, **settings: Any) -> Deploy:
+    """As a controller would deploy it; each subtask runs `entry` of agent_entries."""
     chosen = JobSettings(**settings)
     return Deploy(
         job="test job",
         generation=1,
         attempt=attempt,
-        run_id="run",
+        run_id=entry,
         store_root="",
         plan=cloudpickle.dumps(plan),
         subtasks=[
@@ -77,9 +78,9 @@ def deploy(plan: Plan, attempt: int = 1, **settings: Any) -> Deploy:
 class Controller:
     """Starts an agent and listens to it."""
 
-    def __init__(self, entry: str) -> None:
+    def __init__(self) -> None:
         self.events: queue.SimpleQueue[ToControllerOrLost] = queue.SimpleQueue()
-        self.handle = AgentHandle(f"agent_entries:{entry}")
+        self.handle = AgentHandle("agent_entries:entry_of_run_id")
         self.handle.start(self.events)
         self.heard: list[ToControllerOrLost] = []
 
@@ -90,7 +91,8 @@ class Controller:
             self.heard.append(event)
             if isinstance(event, kind) and which(event):
                 return event
-            assert not isinstance(event, AgentLost | AgentFailure), f"after {self.heard}"
+            wrong = isinstance(event, AgentLost | AgentFailure)
+            assert not wrong, f"instead of {kind.__name__}: {self.heard}"
 
     def wait_for_event(self, kind: type[T], key: SubtaskKey | None = None) -> T:
         """The next event of a kind that a subtask (this one, or any) sends."""
