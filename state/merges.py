@@ -74,7 +74,8 @@ def _prepare_in_place(
     def apply() -> None:
         absent = slots[~np.take(column.valid, slots)]
         column.values[absent] = _identity(column.values.dtype, function)
-        _UFUNCS[function].at(column.values, slots, values)
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are values here
+            _UFUNCS[function].at(column.values, slots, values)
         column.valid[slots] = True
 
     return apply

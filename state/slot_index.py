@@ -60,7 +60,7 @@ class SlotIndex:
         if self.count == 0 or len(hashes) == 0:
             return result
         rows = np.arange(len(hashes))
-        cells = self._home(hashes)
+        cells = self.home_of(hashes)
         while len(rows):
             rows, cells, slots = self._candidates(hashes, rows, cells)
             if len(rows) == 0:
@@ -97,7 +97,20 @@ class SlotIndex:
             column.compact(keep, self.capacity)
         self._rehash(2 * self.capacity)
 
-    def _home(self, hashes: Hashes) -> Slots:
+    @property
+    def cell_count(self) -> int:
+        """Cells of the index, a power of two."""
+        return len(self._cells)
+
+    def cells_of(self, slots: Slots) -> Slots:
+        """The cell in which each slot was put."""
+        at = np.full(self.count, -1, np.int64)
+        used = np.flatnonzero(self._cells >= 0)
+        at[self._cells[used]] = used
+        return at[slots]
+
+    def home_of(self, hashes: Hashes) -> Slots:
+        """The cell at which the search for a hash begins."""
         return (hashes & np.uint64(len(self._cells) - 1)).astype(np.int64)
 
     def _next(self, cells: Slots) -> Slots:
@@ -123,7 +136,7 @@ class SlotIndex:
 
     def _insert(self, hashes: Hashes, keys: Sequence[pa.Array], rows: Slots, result: Slots) -> None:
         """Claim cells in rounds: of the rows that want one empty cell, one gets it."""
-        cells = self._home(hashes[rows])
+        cells = self.home_of(hashes[rows])
         while len(rows):
             empty = np.flatnonzero(np.take(self._cells, cells) < 0)
             if len(empty):
@@ -160,7 +173,7 @@ class SlotIndex:
         """Build the index anew; all keys are distinct, so no key is compared."""
         self._cells = np.full(cells, -1, np.int32)
         slots = np.arange(self.count)
-        at = self._home(self.hashes[: self.count])
+        at = self.home_of(self.hashes[: self.count])
         while len(slots):
             empty = np.take(self._cells, at) < 0
             bidders = slots[empty]
