@@ -81,10 +81,10 @@ def _item_hint(
     return None
 
 
-def _pair_of(hint: Any) -> tuple[Any, bool]:
+def _pair_of(hint: Any) -> tuple[Any, bool | None]:
     if typing.get_origin(hint) is tuple and len(typing.get_args(hint)) == 2:
         return typing.get_args(hint)[0], True
-    return hint, False
+    return hint, None
 
 
 def _declared(hint: Any, returns: Any, what: str) -> Yielded:
