@@ -151,11 +151,11 @@ class SlabSender:
             if not blocked:
                 continue
             if blocked == self._waiting:
+                self._waits += 1
                 return False
             # Say what is missing, make sure it is seen, look again: whoever made room before
             # the word was visible did not ring.
             words[self._waiting_at] = self._waiting = blocked
-            self._waits += 1
             self._full()
         if self._waiting:
             words[self._waiting_at] = self._waiting = WAITS_FOR_NOTHING
@@ -177,7 +177,8 @@ class SlabSender:
         return trimmed
 
     def statistics(self) -> ChannelStatistics:
-        """`queued_rows` counts what the reader has not taken, published or not."""
+        """`queued_rows` counts what the reader has not taken, published or not; `waits`, how often
+        flush found no room."""
         return ChannelStatistics(
             messages=self._head,
             rows=self._rows_sent,
@@ -305,7 +306,7 @@ def schema_fingerprint(schema: pa.Schema) -> int:
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
+    return pa.RecordBatch.from_arrays([pa.nulls(0, f.type) for f in schema], schema=schema)
 
 
 def _encoded(row: pa.RecordBatch, size: int) -> memoryview:
