@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from penstock.elements.errors import StateError
 
@@ -38,7 +38,9 @@ def freeze(operator: Frozen) -> None:
     operator._penstock_open = True
 
 
-def refuse_assignment(operator: Frozen, name: str, value: Any, method: str) -> None:
+def refuse_assignment(
+    operator: Frozen, name: str, value: Any, method: str, did: str = "assigned"
+) -> NoReturn:
     """Raise the StateError of an assignment to `name` in `method`."""
     who = type(operator).__name__
     declared = getattr(type(operator), name, None)
@@ -48,7 +50,7 @@ def refuse_assignment(operator: Frozen, name: str, value: Any, method: str) -> N
             f"  To change its content use its methods, such as self.{name}.value = ..."
         )
     raise StateError(
-        f"{who}.{method} assigned self.{name}, which is not state\n"
+        f"{who}.{method} {did} self.{name}, which is not state\n"
         f"  {_loss(operator)}\n"
         f"  Declare  {_declaration(operator, name, value)}  or, for scratch, name it _{name}."
     )

@@ -1,4 +1,4 @@
-"""SinkProcessor: runs a public Sink: write rows, prepare at each barrier, commit when it is durable.
+"""SinkProcessor: runs a public Sink: write rows, prepare at barriers, commit when they are durable.
 
 Prepared transactions are sink state until they are committed, so that a lost commit or a death
 between manifest and commit is made good by whoever restores them (hazard 12). Commits are
