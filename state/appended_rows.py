@@ -1,17 +1,16 @@
 """Appended tables of the memory backend: a multimap from key and time to rows, for joins.
 
 Rows lie in columns in order of insertion and are never rewritten. Sorted runs of row numbers, by
-(group of the key, time), answer probes; small runs are merged into larger ones, so there are
-logarithmically many. Each run also knows its rows by time, which makes expiry cheap.
+(group of the key, time), answer probes, others by time make expiry cheap; small runs are merged
+into larger ones, so there are logarithmically many. Rows are sorted when they are first asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from penstock.elements.signals import WATERMARK_MIN
@@ -27,19 +26,17 @@ DENSE_FACTOR = 8
 """A run with at least one row per this many groups has a table of where each group starts."""
 
 
-@dataclass
-class SortedRun:
-    """Row numbers by (group, time, row), and the same rows by time."""
+@dataclass(frozen=True)
+class GroupRun:
+    """Row numbers by (group, time): what a probe searches."""
 
     groups: Slots
     times: Slots
     rows: Slots
-    times_ascending: Slots
-    rows_by_time: Slots
-    expired: int = 0
-    starts: Slots | None = field(default=None)
+    starts: Slots | None
+    """Where each group starts, in runs that hold rows of many of the groups."""
 
-    def group_ranges(self, groups: Slots) -> tuple[Slots, Slots]:
+    def ranges(self, groups: Slots) -> tuple[Slots, Slots]:
         """Where each group's rows begin and end."""
         if self.starts is None:
             low = np.searchsorted(self.groups, groups, side="left")
@@ -49,6 +46,15 @@ class SortedRun:
         known = groups <= len(self.starts) - 2
         low = self.starts[at]
         return low, np.where(known, self.starts[at + 1], low)
+
+
+@dataclass
+class TimeRun:
+    """Row numbers by time: what expiry takes from the front."""
+
+    times: Slots
+    rows: Slots
+    expired: int = 0
 
 
 class AppendedRows:
@@ -64,7 +70,10 @@ class AppendedRows:
         self._times = np.zeros(0, np.int64)
         self._alive = np.zeros(0, np.bool_)
         self._live = 0
-        self._runs: list[SortedRun] = []
+        self._group_runs: list[GroupRun] = []
+        self._grouped = 0  # rows below are in the runs
+        self._time_runs: list[TimeRun] = []
+        self._timed = 0
         self._now_ns = WATERMARK_MIN
         self._adds_time = "_time" not in shape.rows_schema().names
 
@@ -91,31 +100,33 @@ class AppendedRows:
         self._alive[rows] = True
         self._count += count
         self._live += count
-        self._add_run(rows)
 
     def probe(
         self, hashes: Hashes, keys: Sequence[pa.Array], low: Slots, high: Slots, usable: Slots
     ) -> tuple[Slots, pa.RecordBatch]:
         """Matches of the rows `usable` (those without a null key), by row, then by insertion."""
+        self._add_group_run()
         groups = self._index.find(hashes[usable], [key.take(pa.array(usable)) for key in keys])
         known = groups >= 0
         usable, groups = usable[known], groups[known]
-        matches = [
-            _matches(run, self._alive, usable, groups, low[usable], high[usable])
-            for run in self._runs
-        ]
+        low, high = low[usable], high[usable]
+        matches = [_matches(run, usable, groups, low, high) for run in self._group_runs]
         index = np.concatenate([np.zeros(0, np.int64), *(pair[0] for pair in matches)])
         rows = np.concatenate([np.zeros(0, np.int64), *(pair[1] for pair in matches)])
+        if self._live < self._count:
+            alive = self._alive[rows]
+            index, rows = index[alive], rows[alive]
         index, rows = _sorted_pairs(index, rows, len(hashes), self._count)
         return index, self._batch(rows, with_time=False)
 
     def expire(self, before_ns: int) -> list[pa.RecordBatch]:
         """Drop what is older; the dropped rows in order of insertion."""
+        self._add_time_run()
         dropped = []
-        for run in self._runs:
-            upto = int(np.searchsorted(run.times_ascending, before_ns, side="left"))
+        for run in self._time_runs:
+            upto = int(np.searchsorted(run.times, before_ns, side="left"))
             if upto > run.expired:
-                dropped.append(run.rows_by_time[run.expired : upto])
+                dropped.append(run.rows[run.expired : upto])
                 run.expired = upto
         if not dropped:
             return []
@@ -158,15 +169,36 @@ class AppendedRows:
         self._times = grown(self._times, self._capacity)
         self._alive = grown(self._alive, self._capacity)
 
-    def _add_run(self, rows: Slots) -> None:
-        while self._runs and len(self._runs[-1].rows) < MERGE_FACTOR * len(rows):
-            elder = self._runs.pop().rows
-            rows = np.concatenate([elder[self._alive[elder]], rows])
-        run = _sorted_run(self._groups[rows], self._times[rows], rows)
+    def _add_group_run(self) -> None:
+        rows = np.arange(self._grouped, self._count)
+        self._grouped = self._count
+        if len(rows) == 0:
+            return
+        runs = self._group_runs
+        while runs and len(runs[-1].rows) < MERGE_FACTOR * len(rows):
+            rows = np.concatenate([runs.pop().rows, rows])
+        rows = rows[self._alive[rows]]
+        groups, times = self._groups[rows], self._times[rows]
+        order = _order_by(groups, times)
+        groups = groups[order]
+        starts = None
         if len(rows) * DENSE_FACTOR >= self._index.count:
-            counts = np.bincount(run.groups, minlength=self._index.count)
-            run.starts = np.concatenate([[0], np.cumsum(counts)])
-        self._runs.append(run)
+            counts = np.bincount(groups, minlength=self._index.count)
+            starts = np.concatenate([[0], np.cumsum(counts)])
+        runs.append(GroupRun(groups, times[order], rows[order], starts))
+
+    def _add_time_run(self) -> None:
+        rows = np.arange(self._timed, self._count)
+        self._timed = self._count
+        if len(rows) == 0:
+            return
+        runs = self._time_runs
+        while runs and len(runs[-1].rows) - runs[-1].expired < MERGE_FACTOR * len(rows):
+            elder = runs.pop()
+            rows = np.concatenate([elder.rows[elder.expired :], rows])
+        times = self._times[rows]
+        order = np.argsort(times, kind="stable")
+        runs.append(TimeRun(times[order], rows[order]))
 
     def _batch(self, rows: Slots, with_time: bool) -> pa.RecordBatch:
         groups = self._groups[rows]
@@ -197,9 +229,8 @@ class AppendedRows:
         self._groups = grown(groups.astype(np.int64), self._capacity)
         self._times = grown(self._times[keep], self._capacity)
         self._alive = grown(np.ones(len(keep), np.bool_), self._capacity)
-        self._runs = []
-        if len(keep):
-            self._add_run(np.arange(len(keep)))
+        self._group_runs, self._grouped = [], 0
+        self._time_runs, self._timed = [], 0
 
 
 @dataclass(frozen=True)
@@ -224,14 +255,10 @@ class FrozenAppended:
         return hashes[order], keys, values, self.times[rows]
 
 
-def _sorted_run(groups: Slots, times: Slots, rows: Slots) -> SortedRun:
-    order = _order_by(groups, times)
-    by_time = np.argsort(times, kind="stable")
-    return SortedRun(groups[order], times[order], rows[order], times[by_time], rows[by_time])
-
-
 def _order_by(groups: Slots, times: Slots) -> Slots:
     """A stable order by (group, time)."""
+    if len(times) == 0:
+        return np.zeros(0, np.int64)
     first, last = int(times.min()), int(times.max())
     time_bits = (last - first).bit_length()
     if time_bits + int(groups.max()).bit_length() <= 63:
@@ -241,11 +268,10 @@ def _order_by(groups: Slots, times: Slots) -> Slots:
 
 
 def _matches(
-    run: SortedRun, alive: npt.NDArray[np.bool_], index: Slots, groups: Slots, low: Slots,
-    high: Slots,
-) -> tuple[Slots, Slots]:  # fmt: skip
-    """(index, row) of each match in this run."""
-    start, stop = run.group_ranges(groups)
+    run: GroupRun, index: Slots, groups: Slots, low: Slots, high: Slots
+) -> tuple[Slots, Slots]:
+    """(index, row) of each match in this run, expired rows included."""
+    start, stop = run.ranges(groups)
     some = np.flatnonzero(start < stop)
     index, start, stop = index[some], start[some], stop[some]
     begin = _bisect(run.times, start, stop, low[some], after_equal=False)
@@ -253,12 +279,7 @@ def _matches(
     counts = end - begin
     total = int(counts.sum())
     within = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows = run.rows[np.repeat(begin, counts) + within]
-    index = np.repeat(index, counts)
-    if run.expired:
-        live = alive[rows]
-        index, rows = index[live], rows[live]
-    return index, rows
+    return np.repeat(index, counts), run.rows[np.repeat(begin, counts) + within]
 
 
 def _bisect(times: Slots, start: Slots, stop: Slots, wanted: Slots, after_equal: bool) -> Slots:
