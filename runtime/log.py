@@ -32,6 +32,13 @@ TAKEOVER_TRIES = 100
 """Takeovers lost in a row to others; more than a handful means that leaders fight."""
 
 
+_FIND_OUT = "  Make the state directory usable and run the job again: it will find out."
+
+
+class UncertainLog(StateError):
+    """Whether an entry exists cannot be found out, so this leader must not go on."""
+
+
 class Takeover(msgspec.Struct, frozen=True, tag="takeover"):
     """A leader begins: it runs on from checkpoint entry `restores`, 0 for from the start."""
 
@@ -285,29 +292,34 @@ class JobLog:
     def _fence(self, seq: int) -> None:
         name = entry_name(seq)
         other = decode_entry(self.store.get(name), name)
+        if getattr(other, "writer", "") == self.writer:
+            raise UncertainLog(f"{name}, which had seemed to fail, exists after all\n{_FIND_OUT}")
         self._fenced = (
             f"generation {other.generation} has taken the job over from generation "
             f"{self.generation} ({name}); this one stops without further effect"
         )
 
     def _create(self, entry: Entry) -> bool:
-        """True if the entry is there and ours, also when only an earlier try succeeded."""
-        name, body = entry_name(entry.seq), encode_entry(entry)
-        for left in reversed(range(APPEND_TRIES)):
-            try:
-                if self.store.put(name, body):
-                    break
-            except StateError:
-                # The reply was lost or the store failed: look what became of it.
-                if self._absent(name) and left:
-                    continue
-                if self._absent(name):
-                    raise
-            if self.store.get(name) != body:
-                return False
-            break
-        self.store.sync()
-        return True
+        """True if the entry is there and ours, also when only an earlier try succeeded.
 
-    def _absent(self, name: str) -> bool:
-        return self.store.size(name) is None
+        StateError: it is not there. UncertainLog: it may be.
+        """
+        name, body = entry_name(entry.seq), encode_entry(entry)
+        refused: StateError | None = None
+        for _ in range(APPEND_TRIES):
+            try:
+                created = self.store.put(name, body)
+            except StateError as error:
+                # The reply was lost or the store refused: look what became of it.
+                refused, created = error, False
+            try:
+                if not created and self.store.size(name) is None:
+                    continue
+                if not created and self.store.get(name) != body:
+                    return False
+                self.store.sync()
+            except StateError as error:
+                raise UncertainLog(f"{name} may or may not exist: {error}\n{_FIND_OUT}") from error
+            return True
+        assert refused is not None
+        raise refused

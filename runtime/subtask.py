@@ -258,6 +258,8 @@ class Subtask:
             self._chain.end()
         self._ended = True
         self._outputs.signal(Kind.END)
+        # The last word on the counters: a short job ends before the interval does.
+        self._meter.send(self._progress.watermark, self._chain)
         self._link.send(InputEnded())
         if self._deferred is not None:
             deferred, self._deferred = self._deferred, None
@@ -318,11 +320,12 @@ class Subtask:
     def _commit(self, checkpoint_id: int) -> None:
         self._setup.progress.set("commit")
         failpoint("before-commit", self._name)
-        owed = self._chain.pending_commits()
         self._chain.completed(checkpoint_id)
         self._chain.commit(checkpoint_id)
         failpoint("after-commit", self._name)
-        if owed and not any(n <= checkpoint_id for n in self._chain.pending_commits()):
+        # Said also when nothing was owed: an acknowledgement sealed before the last commit may
+        # have claimed a debt that is paid by now.
+        if not any(n <= checkpoint_id for n in self._chain.pending_commits()):
             self._link.send(CommitDone(checkpoint_id))
 
     def _serve_commands(self) -> bool:

@@ -8,6 +8,7 @@ from penstock.runtime.log import (
     Checkpointed,
     History,
     JobLog,
+    UncertainLog,
     decode_entry,
     entry_name,
     read_entries,
@@ -116,6 +117,37 @@ def test_an_append_that_cannot_be_made_is_an_error_and_not_a_fence() -> None:
     with pytest.raises(StateError, match="no space"):
         log.append_checkpoint(1, 1, "chk/1-1-1", owes=True)
     assert not log.is_fenced()
+
+
+def test_an_entry_that_turns_up_late_stops_the_leader_that_had_given_it_up() -> None:
+    store = DroppingStore()
+    log = leader(store, "a")
+    kept: list[tuple[str, bytes]] = []
+    put = store.put
+
+    def swallow(name: str, body: bytes) -> bool:
+        kept.append((name, body))
+        raise StateError("timeout")
+
+    store.put = swallow  # type: ignore[method-assign]
+    with pytest.raises(StateError, match="timeout"):
+        log.append_checkpoint(1, 1, "chk/1-1-1", owes=True)
+    store.put = put  # type: ignore[method-assign]
+    assert put(*kept[0])
+    with pytest.raises(UncertainLog, match="exists after all"):
+        log.append_checkpoint(1, 2, "chk/2-1-1", owes=True)
+
+
+def test_an_entry_that_cannot_be_made_durable_is_neither_there_nor_not() -> None:
+    store = DroppingStore()
+    log = leader(store, "a")
+
+    def broken() -> None:
+        raise StateError("input/output error")
+
+    store.sync = broken  # type: ignore[method-assign]
+    with pytest.raises(UncertainLog, match="may or may not exist"):
+        log.append_checkpoint(1, 1, "chk/1-1-1", owes=True)
 
 
 def test_going_back_to_an_older_checkpoint_takes_the_later_ones_off_the_line() -> None:
