@@ -9,20 +9,19 @@ user's imports and restored state add comes on top (hazard 73). Targets: a warm 
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import queue
 import signal
 import statistics
-import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
 import cloudpickle
 import msgspec
 import pyarrow as pa
+from probe import report
 
 from penstock.dataflow.plan import Edge, OperatorSpec, Plan, Vertex
 from penstock.dataflow.settings import JobSettings
@@ -87,8 +86,7 @@ def plan_of(vertices: int, parallelism: int) -> Plan:
         "start-up",
         tuple(Vertex(n, n, ops, (), parallelism) for n, ops in zip(names, operators, strict=True)),
         tuple(
-            Edge(f"{a}-{b}", a, 0, "main", b, 0, "hash", schema, ("n",))
-            for a, b in zip(names, names[1:], strict=False)
+            Edge(f"{a}-{b}", a, 0, "main", b, 0, "hash", schema, ("n",)) for a, b in pairwise(names)
         ),
     )
 
@@ -183,15 +181,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=os.path.dirname(os.path.abspath(__file__)),
-    ).stdout.strip()
-    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "commit": commit}
-    print(json.dumps({"benchmark": "start_up", **machine, **measure()}))
+    report("start_up", **measure())
 
 
 if __name__ == "__main__":

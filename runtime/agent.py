@@ -268,6 +268,8 @@ class Agent:
             attempt.look_for_stalls(now_ns)
             self._next_stall_ns = now_ns + STALL_INTERVAL_NS
         attempt.on_time(now_ns)
+        if attempt.stuck:
+            self._collapse("the fork server does not answer")
         self._bury()
 
     def _breathe(self) -> None:

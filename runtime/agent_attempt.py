@@ -108,6 +108,8 @@ class Attempt:
             for ordinal, deployment in enumerate(deploy.subtasks)
         }
         self.cancelled = False
+        self.stuck = False
+        """The fork server does not answer: nothing can be started, nor be known to be dead."""
         self._failed = False
         self._job = deploy.job
 
@@ -195,26 +197,30 @@ class Attempt:
 
     def next_deadline_ns(self) -> int | None:
         """When `on_time` has something to do, if nothing else happens."""
-        deadlines = [
-            process.dead_since_ns + STATUS_GRACE_NS
-            if process.dead_since_ns is not None
-            else process.deadline_ns
-            for process in self._processes.values()
-            if not process.over and (process.dead_since_ns is not None or not process.attached)
-        ]
-        return min(deadlines, default=None)
+        due = (self._due_ns(process) for process in self._processes.values())
+        return min((each for each in due if each is not None), default=None)
 
     def on_time(self, now_ns: int) -> None:
         """Give up on what is overdue."""
         for process in self._processes.values():
-            if process.over:
+            due_ns = self._due_ns(process)
+            if due_ns is None or now_ns < due_ns:
                 continue
             if process.dead_since_ns is not None:
-                if now_ns >= process.dead_since_ns + STATUS_GRACE_NS:
-                    self._report(process)
-            elif not process.attached and now_ns >= process.deadline_ns and not self.cancelled:
-                doing = "start" if process.child is None else "attach"
-                self.fail(f"{process.key} did not {doing} in time")
+                self._report(process)
+            elif process.child is None:
+                self.stuck = True
+            else:
+                self.fail(f"{process.key} did not attach in time")
+
+    def _due_ns(self, process: SubtaskProcess) -> int | None:
+        if process.over:
+            return None
+        if process.dead_since_ns is not None:
+            return process.dead_since_ns + STATUS_GRACE_NS
+        if process.child is None or not (process.attached or self.cancelled):
+            return process.deadline_ns
+        return None
 
     def look_for_stalls(self, now_ns: int) -> None:
         """Report subtasks whose progress word stands still; a verdict is not ours (hazard 40)."""
