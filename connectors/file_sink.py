@@ -84,6 +84,11 @@ class FileSink(Sink):
         self.roll_bytes = roll_bytes
         self.roll_ns = duration_ns(roll_interval, "FileSink(roll_interval=)")
 
+    @property
+    def identity(self) -> str:
+        """Its folder."""
+        return self.path
+
     def open(self, ctx: Any) -> None:
         """Make a private staging folder, and take over segments of the restored checkpoint."""
         self._clock = getattr(ctx, "clock", None) or SystemClock()

@@ -115,6 +115,11 @@ class FileSource(SourceConnector[Any]):
         return pa.schema([pa.field(f.name, _read_as(f.type), nullable=True) for f in inferred])
 
     @property
+    def identity(self) -> str:  # type: ignore[override]
+        """What it was asked to read."""
+        return " ".join(self._options.patterns)
+
+    @property
     def schema(self) -> pa.Schema:
         """The columns that are read."""
         whole = self._whole_schema

@@ -8,6 +8,8 @@ from datetime import timedelta
 from .errors import PlanError
 
 Duration = timedelta | str
+FOREVER = timedelta.max
+"""Said where state would otherwise be bounded: `ttl=ps.FOREVER`. Not a number of nanoseconds."""
 
 _UNITS_NS = {
     "ns": 1,

@@ -50,6 +50,14 @@ class Sink:
         """Disconnect."""
 
     @property
+    def identity(self) -> str:
+        """What tells it from others of its class, across edits of the program: where it writes.
+
+        State is found by it; two exactly-once sinks that are alike must be named.
+        """
+        return ""
+
+    @property
     def transactional(self) -> bool:
         """Whether this sink stages: it overrides `prepare`."""
         return type(self).prepare is not Sink.prepare

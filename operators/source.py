@@ -69,6 +69,9 @@ class SourceConnector(ABC, Generic[T_co]):
     bounded: bool = True
     replay: bool = True
     """False: the feed cannot seek, so the job is at-most-once here, and says so at start."""
+    identity: str = ""
+    """What tells it from others of its class and name, across edits of the program: its paths, its
+    url. Positions are found by it; two sources that are alike must be named."""
     discovery_interval_ns: int | None = None
     """Call `splits` again this often (a watched directory); None: once."""
 

@@ -1,0 +1,148 @@
+"""KeyedStream and WindowedStream: what may follow key_by() and window()."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from penstock.elements.durations import Duration, duration_ns
+from penstock.elements.errors import PlanError
+from penstock.expressions.expression import ExprLike
+from penstock.operators.keyed_operator import KeyedOperator
+from penstock.operators.python_operator import Operator
+from penstock.operators.windows.descriptors import (
+    CountWindow,
+    Cumulate,
+    Hop,
+    Session,
+    Tumble,
+    Window,
+)
+
+from .ends import SourceLogic
+from .graph import Port, topological
+from .location import user_location
+from .python_nodes import KeyedLogic
+from .schema_check import at_line, check_event_time, check_new_name, check_sendable, plan_error
+from .stream import BroadcastStream, Stream, nodes_above
+from .window_nodes import WindowLogic
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class KeyedStream(Generic[T]):
+    """Rows dealt out by key. Not a stream: what comes next says what to do per key."""
+
+    def __init__(self, stream: Stream[T], keys: tuple[str, ...]) -> None:
+        self._stream = stream
+        self.keys = keys
+
+    def __repr__(self) -> str:
+        return f"{self._stream!r} by {', '.join(self.keys)}"
+
+    def process(
+        self,
+        operator: KeyedOperator[T, R],
+        broadcast: Stream[Any] | BroadcastStream[Any] | None = None,
+        *,
+        name: str | None = None,
+        parallelism: int | None = None,
+    ) -> Stream[R]:
+        """Run a KeyedOperator: rows of one key one after the other, with state per key.
+
+        `broadcast` is the stream for its process_broadcast; every subtask gets all its rows.
+        """
+        location = user_location()
+        stream = self._stream
+        who = type(operator).__name__
+        _require_keyed(operator, location)
+        check_sendable(operator, who, location)
+        ports = [
+            Port(stream._taps, "hash", self.keys),
+            *stream._broadcast_port(broadcast, who, location),
+        ]
+        options = stream._options(name, parallelism, location)
+        return stream._made(KeyedLogic(operator, self.keys), ports, location, options)
+
+    def window(
+        self, window: Window, *, allowed_lateness: Duration | None = None
+    ) -> WindowedStream[T]:
+        """Cut each key's rows into windows: ps.tumble, hop, session, cumulate, count_window.
+
+        Rows up to `allowed_lateness` behind the watermark still count, and correct results.
+        """
+        location = user_location()
+        if not isinstance(window, (Tumble, Hop, Cumulate, Session, CountWindow)):
+            raise plan_error(
+                "window",
+                f"{window!r} is not a window",
+                location,
+                'There are ps.tumble("1 hour"), ps.hop, ps.session, ps.cumulate, ps.count_window.',
+            )
+        require_event_time(self._stream, f"window({window.text})", location)
+        lateness_ns = 0
+        if allowed_lateness is not None:
+            try:
+                lateness_ns = duration_ns(allowed_lateness, "window(allowed_lateness=)")
+            except PlanError as error:
+                raise at_line(error, location) from None
+            if lateness_ns < 0:
+                raise plan_error("window", "allowed_lateness cannot be negative", location)
+        return WindowedStream(self, window, lateness_ns)
+
+
+class WindowedStream(Generic[T]):
+    """Rows by key and window, waiting for aggregate()."""
+
+    def __init__(self, keyed: KeyedStream[T], window: Window, lateness_ns: int) -> None:
+        self._keyed = keyed
+        self._window = window
+        self._lateness_ns = lateness_ns
+
+    def aggregate(self, **items: ExprLike) -> Stream[Any]:
+        """One row per key and window: keys, `window_start`, `window_end`, and the items.
+
+        `aggregate(flights="count(*)", worst="max(dep_delay)")`. Too late rows: `.late`. Every
+        keyword is a column, so its name and width are said behind it: `.options(name=...)`.
+        """
+        location = user_location()
+        stream = self._keyed._stream
+        for column in items:
+            check_new_name(column, "aggregate", location)
+        logic = WindowLogic(
+            self._window,
+            self._keyed.keys,
+            tuple(items.items()),
+            self._lateness_ns,
+            stream._pipeline.functions,
+            location,
+        )
+        port = Port(stream._taps, "hash", self._keyed.keys)
+        return stream._made(logic, [port], location)
+
+
+def require_event_time(stream: Stream[Any], who: str, location: str) -> None:
+    """PlanError of a window or a join on a stream without event time, naming its source."""
+    sources = [n for n in topological(nodes_above(stream)) if isinstance(n.logic, SourceLogic)]
+    name = f' on "{sources[0].name}"' if len(sources) == 1 else ""
+    read = sources[0].outputs["main"] if len(sources) == 1 else stream._schema
+    check_event_time(stream._schema, read, f"{who}{name}", location)
+
+
+def _require_keyed(operator: Any, location: str) -> None:
+    if isinstance(operator, KeyedOperator):
+        return
+    what = operator.__name__ if isinstance(operator, type) else type(operator).__name__
+    if isinstance(operator, Operator):
+        raise plan_error(
+            f"process({what})",
+            "an Operator takes batches, in which keys are mixed",
+            location,
+            f"Leave key_by() out:  stream.process({what}(...)), or derive from ps.KeyedOperator.",
+        )
+    advice = (
+        f"Pass an instance:  process({what}())"
+        if isinstance(operator, type)
+        else "Write a class that derives from ps.KeyedOperator."
+    )
+    raise plan_error(f"process({what})", "it is not a keyed operator", location, advice)

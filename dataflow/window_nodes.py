@@ -1,0 +1,119 @@
+"""Nodes of windows: aggregates per key and window, and the stream of rows that came too late."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from penstock.elements.errors import PlanError
+from penstock.elements.signals import TIME_COLUMN
+from penstock.expressions.expression import ExprLike, as_expr
+from penstock.operators.aggregates import Aggregation
+from penstock.operators.processor import LATE, MAIN, Processor
+from penstock.operators.windows.aggregate import WindowAggregateProcessor
+from penstock.operators.windows.descriptors import CountWindow, Cumulate, Hop, Session, Tumble
+
+from .graph import BuildContext, Columns, Logic
+
+
+@dataclass(frozen=True, eq=False)
+class WindowLogic(Logic):
+    """Aggregates over event time windows, by key."""
+
+    window: Any
+    keys: tuple[str, ...]
+    items: tuple[tuple[str, ExprLike], ...]
+    lateness_ns: int
+    functions: Any
+    location: str
+    kind = "aggregate"
+    stateful = True
+    identity_rule = "class"
+
+    @property
+    def title(self) -> str:
+        """The kind of window."""
+        return str(self.window.text.split()[0])
+
+    @property
+    def who(self) -> str:
+        """Its name in errors."""
+        return f"aggregate over {self.window.text}"
+
+    def _aggregation(self, schema: pa.Schema) -> Aggregation:
+        return Aggregation(dict(self.items), schema, self.functions, self.who, self.location)
+
+    def _make(self, schema: pa.Schema) -> Any:
+        return make_window(
+            self.window,
+            self.keys,
+            self._aggregation(schema),
+            schema,
+            self.lateness_ns,
+            self.who,
+            self.location,
+        )
+
+    def outputs(self, inputs: Sequence[pa.Schema]) -> dict[str, pa.Schema]:
+        """Results, and late rows as they came."""
+        return {MAIN: self._make(inputs[0]).out_schema, LATE: inputs[0]}
+
+    def needs(
+        self, inputs: Sequence[pa.Schema], required: Mapping[str, Columns]
+    ) -> Sequence[Columns]:
+        """Keys, arguments, and what is read of late rows."""
+        read = frozenset(self._aggregation(inputs[0]).columns_read) - {TIME_COLUMN}
+        return [frozenset(self.keys) | read | required.get(LATE, frozenset())]
+
+    def processor(self, inputs: Sequence[pa.Schema], build: BuildContext) -> Processor:
+        """One of the engine's window operators."""
+        made: Processor = self._make(inputs[0])
+        return made
+
+    def identity(self) -> tuple[str, ...]:
+        """Window, aggregates and key: with others its state would mean something else."""
+        # Lateness may change: it bounds what is kept, not what it means.
+        items = "; ".join(f"{name}={_canonical(text)}" for name, text in self.items)
+        return (self.window.text, items, ", ".join(self.keys))
+
+    def describe(self) -> str:
+        """Window, key, aggregates."""
+        items = ", ".join(f"{name} = {as_expr(text).text}" for name, text in self.items)
+        by = f" by {', '.join(self.keys)}" if self.keys else ""
+        return f"{self.window.text}{by}: {items}"
+
+
+def make_window(
+    window: Any,
+    keys: Sequence[str],
+    aggregation: Aggregation,
+    schema: pa.Schema,
+    lateness_ns: int,
+    who: str,
+    location: str,
+) -> Any:
+    """The processor for a window descriptor."""
+    if isinstance(window, (Tumble, Hop, Cumulate)):
+        return WindowAggregateProcessor(
+            window, keys, aggregation, schema, lateness_ns, who, location
+        )
+    if isinstance(window, Session):
+        from penstock.operators.windows.session import SessionAggregateProcessor
+
+        return SessionAggregateProcessor(
+            window, keys, aggregation, schema, lateness_ns, who, location
+        )
+    if isinstance(window, CountWindow):
+        from penstock.operators.windows.count import CountAggregateProcessor
+
+        return CountAggregateProcessor(window, keys, aggregation, schema, who, location)
+    raise PlanError(f"{who}: {window!r} is not a window")
+
+
+def _canonical(text: ExprLike) -> str:
+    expression = as_expr(text)
+    params = ",".join(f"{name}={value!r}" for name, value in expression.params)
+    return " ".join(expression.text.split()) + (f" [{params}]" if params else "")
