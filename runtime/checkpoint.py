@@ -103,6 +103,11 @@ class Checkpoints:
         """Every subtask has passed END on: the data is at its end."""
         return len(self._ended) == len(self._upstream)
 
+    @property
+    def owed_since(self) -> int | None:
+        """The oldest cut with a commit that is not reported done."""
+        return min((owed.first for owed in self.owed.values()), default=None)
+
     def missing(self) -> list[SubtaskKey]:
         """Who has not acknowledged the checkpoint under way."""
         if self._pending is None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from penstock.dataflow.launcher import StopMode
+from penstock.elements.errors import AttemptFailure
 from penstock.elements.signals import BarrierFlag
 
 from .checkpoint import CheckpointFailed, Checkpoints, Send
@@ -98,6 +99,11 @@ class Job:
     def restarts(self) -> int:
         """Attempts after the first, in this generation."""
         return max(0, self.attempt - 1)
+
+    @property
+    def failures(self) -> tuple[AttemptFailure, ...]:
+        """Why attempts ended."""
+        return self._restarts.failures
 
     @property
     def deadline_ns(self) -> int | None:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
+from penstock.dataflow.settings import JobSettings
 from penstock.elements.errors import AttemptFailure
 
 from .checkpoint import Action as CheckpointAction
 from .messages import Failure
 from .restart import RestartPolicy
 
+NS = 1_000_000_000
 Outcome = Literal["finished", "stopped"]
 
 
@@ -87,3 +89,18 @@ class Policy:
     timeout_ns: int
     tolerated: int
     restart: RestartPolicy
+
+
+def policy_of(settings: JobSettings) -> Policy:
+    """The settings that the state machine goes by, in nanoseconds."""
+    return Policy(
+        interval_ns=int(settings.checkpoint_interval_s * NS),
+        timeout_ns=int(settings.checkpoint_timeout_s * NS),
+        tolerated=settings.tolerated_failed_checkpoints,
+        restart=RestartPolicy(
+            attempts=settings.restart_attempts,
+            delay_ns=int(settings.restart_delay_s * NS),
+            delay_ns_max=int(settings.restart_delay_s_max * NS),
+            healthy_ns=int(settings.restart_healthy_s * NS),
+        ),
+    )
