@@ -63,6 +63,9 @@ class Projection:
             else:
                 self._passed.append(None)
                 computed.append(each.tree)
+        fresh = [self.schema.field(i) for i, passed in enumerate(self._passed) if passed is None]
+        self._computed_types = [each.type for each in fresh]
+        self._without_nulls = [(i, each.name) for i, each in enumerate(fresh) if not each.nullable]
         self._functions = _only_called(functions, computed)
         rewriter = Rewriter()
         types = checker.types([node for tree in computed for node in arithmetic_nodes(tree)])
@@ -87,10 +90,11 @@ class Projection:
         computed: list[pa.Array] = []
         if self._computed:
             computed = self._evaluate(batch)
-        fresh = iter(computed)
-        columns = [next(fresh) if at is None else batch.column(at) for at in self._passed]
-        if not columns:
+        if not self._passed:
             return batch.select([])
+        given = batch.columns
+        fresh = iter(computed)
+        columns = [next(fresh) if at is None else given[at] for at in self._passed]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def _evaluate(self, batch: pa.RecordBatch) -> list[pa.Array]:
@@ -119,19 +123,16 @@ class Projection:
             raise EngineError(
                 f"a projection gave {result.num_rows} rows for {batch.num_rows}: {self._computed}"
             )
-        return [
-            self._declared(column, at) for column, at in zip(result.columns, self._fresh_fields())
-        ]
-
-    def _fresh_fields(self) -> list[pa.Field]:
-        return [self.schema.field(at) for at, passed in enumerate(self._passed) if passed is None]
-
-    def _declared(self, column: pa.Array, field: pa.Field) -> pa.Array:
-        if column.type != field.type:
-            column = column.cast(field.type)
-        if not field.nullable and column.null_count:
-            raise EngineError(f'column "{field.name}" was planned without nulls and has some')
-        return column
+        columns: list[pa.Array] = result.columns
+        if result.schema.types != self._computed_types:
+            columns = [
+                column if column.type == kind else column.cast(kind)
+                for column, kind in zip(columns, self._computed_types)
+            ]
+        for at, name in self._without_nulls:
+            if columns[at].null_count:
+                raise EngineError(f'column "{name}" was planned without nulls and has some')
+        return columns
 
     def _failure(self, session: Session, error: Exception) -> Exception:
         if session.feed.pulled_twice or isinstance(error, StopIteration):
