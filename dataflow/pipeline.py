@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from penstock.elements.durations import Duration
-from penstock.expressions.expression import ExprLike
+from penstock.elements.errors import PlanError
 from penstock.expressions.functions import NONE, Functions, ScalarFunction, udf
 from penstock.operators.source_adapters import as_connector
 from penstock.operators.watermarks import event_time as asked_event_time
@@ -79,8 +79,8 @@ class Pipeline:
                 )
             logic = SourceLogic(connector, timed, self.functions, location)
             logic.time_columns()
-        except Exception as error:
-            raise located(error, location) from None
+        except PlanError as error:
+            raise at_line(error, location) from None
         check_sendable(connector, connector.name, location)
         options = Options(None if name is None else check_name(name, location), parallelism)
         return Stream(self, [Tap(make_node(logic, [], location, options))])
@@ -88,12 +88,13 @@ class Pipeline:
     def register(self, function: ScalarFunction | Callable[..., Any]) -> None:
         """Make a function known to all expressions of this pipeline from now on."""
         location = user_location()
-        scalar = function if isinstance(function, ScalarFunction) else udf(function)
-        check_sendable(scalar.function, f"udf {scalar.name}", location)
         try:
-            self.functions = self.functions.with_function(scalar)
-        except Exception as error:
-            raise located(error, location) from None
+            scalar = function if isinstance(function, ScalarFunction) else udf(function)
+            known = self.functions.with_function(scalar)
+        except PlanError as error:
+            raise at_line(error, location) from None
+        check_sendable(scalar.function, f"udf {scalar.name}", location)
+        self.functions = known
 
     def run(
         self,
@@ -175,13 +176,6 @@ class Pipeline:
         self._ends.append(node)
 
 
-def located(error: Exception, location: str) -> Exception:
-    """`error` with the user's line, if it is about the program."""
-    from penstock.elements.errors import PlanError
-
-    return at_line(error, location) if isinstance(error, PlanError) else error
-
-
 def _wait(handle: JobHandle, settings: JobSettings) -> Summary:
     """Until it ends. The first Ctrl-C stops with a checkpoint, the second at once."""
     try:
@@ -197,6 +191,3 @@ def _wait(handle: JobHandle, settings: JobSettings) -> Summary:
     else:
         log.warning("%s; the same call with state_dir=%r goes on", summary, settings.state_dir)
     return summary
-
-
-__all__ = ["ExprLike", "Pipeline"]

@@ -1,0 +1,212 @@
+"""join(): two streams, keys of one type on both sides, and exactly one bound on what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from penstock.elements.durations import FOREVER, duration_ns
+from penstock.elements.errors import PlanError
+from penstock.elements.signals import TIME_COLUMN
+from penstock.expressions.types import type_text
+from penstock.operators.processor import MAIN, Processor
+from penstock.operators.windows.descriptors import Cumulate, Hop, Tumble
+
+from .graph import BuildContext, Columns, Logic, Options, Port, user_columns
+from .keyed_stream import require_event_time
+from .schema_check import at_line, check_keys, common_type, plan_error
+from .stream import Stream
+
+if TYPE_CHECKING:
+    from penstock.operators.joins import JoinKind
+
+KINDS = ("inner", "left", "right", "full", "semi", "anti")
+ONE_SIDED = ("semi", "anti")
+"""Kinds that give rows of the left stream only."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What limits a join's state: a window, a distance in event time, or an age."""
+
+    kind: str
+    window: Any = None
+    low_ns: int = 0
+    high_ns: int = 0
+    ttl_ns: int | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class JoinLogic(Logic):
+    """Rows of two inputs with equal keys."""
+
+    on: tuple[str, ...]
+    how: str
+    bound: Bound
+    location: str
+    kind = "join"
+    stateful = True
+    identity_rule = "class"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return "join"
+
+    @property
+    def who(self) -> str:
+        """Its name in errors."""
+        return f"join({self.bound.text})"
+
+    def outputs(self, inputs: Sequence[pa.Schema]) -> dict[str, pa.Schema]:
+        """Pairs."""
+        return dict(self._make(inputs).outputs)
+
+    def needs(
+        self, inputs: Sequence[pa.Schema], required: Mapping[str, Columns]
+    ) -> Sequence[Columns]:
+        """Keys, and from each side what is required of it."""
+        wanted = required.get(MAIN, frozenset())
+        sides = [(wanted & set(schema.names)) | set(self.on) for schema in inputs]
+        return [side - {TIME_COLUMN} for side in sides]
+
+    def processor(self, inputs: Sequence[pa.Schema], build: BuildContext) -> Processor:
+        """One of the engine's joins."""
+        made: Processor = self._make(inputs)
+        return made
+
+    def _make(self, inputs: Sequence[pa.Schema]) -> Any:
+        from penstock.operators import joins
+
+        left, right = inputs
+        how: JoinKind = self.how  # type: ignore[assignment]
+        bound = self.bound
+        if bound.kind == "window":
+            return joins.WindowJoinProcessor(bound.window, self.on, how, left, right)
+        if bound.kind == "within":
+            between = (bound.low_ns, bound.high_ns)
+            return joins.IntervalJoinProcessor(between, self.on, how, left, right)
+        raise PlanError(f"{self.who}: joins bounded by ttl are not there yet")
+
+    def identity(self) -> tuple[str, ...]:
+        """Kind, bound and key."""
+        return (self.how, self.bound.text, ", ".join(self.on))
+
+    def describe(self) -> str:
+        """Kind, key and bound."""
+        return f"{self.how} join on {', '.join(self.on)}, {self.bound.text}"
+
+
+def join_streams(
+    left: Stream[Any],
+    right: Any,
+    on: str | Sequence[str],
+    how: str,
+    bounds: Mapping[str, Any],
+    location: str,
+    options: Options,
+) -> Stream[Any]:
+    """The joined stream; raises PlanError of the user's line."""
+    if not isinstance(right, Stream):
+        raise plan_error("join", f"{type(right).__name__} is not a stream", location)
+    left._require_same_pipeline(right, "join", location)
+    if how not in KINDS:
+        raise plan_error("join", f"how={how!r}; there are {', '.join(KINDS)}", location)
+    try:
+        bound = _bound(bounds, location)
+    except PlanError as error:
+        raise at_line(error, location) from None
+    names = [on] if isinstance(on, str) else list(on)
+    keys = check_keys(names, left._schema, "join(on=), left stream", location)
+    if check_keys(keys, right._schema, "join(on=), right stream", location) != keys:
+        raise plan_error("join", "the keys have different names on the two sides", location)
+    who = f"join({bound.text})"
+    for stream in (left, right):
+        require_event_time(stream, who, location)
+    if how not in ONE_SIDED:
+        _refuse_equal_names(left, right, keys, location)
+    left, right = _one_key_type(left, right, keys, location)
+    ports = [Port(left._taps, "hash", tuple(keys)), Port(right._taps, "hash", tuple(keys))]
+    logic = JoinLogic(tuple(keys), how, bound, location)
+    return left._made(logic, ports, location, options)
+
+
+def _bound(bounds: Mapping[str, Any], location: str) -> Bound:
+    given = {name: value for name, value in bounds.items() if value is not None}
+    if len(given) != 1:
+        said = " and ".join(given) or "nothing"
+        raise plan_error(
+            "join",
+            f"it needs exactly one bound on what it remembers, and {said} is given",
+            location,
+            'window=ps.tumble("1 hour")     rows of the same window',
+            'within=("-5 min", "1 hour")    the other row at most so far before or behind',
+            'ttl="1 day"                    rows that old are forgotten; ps.FOREVER: never',
+        )
+    ((kind, value),) = given.items()
+    if kind == "window":
+        if not isinstance(value, (Tumble, Hop, Cumulate)):
+            raise plan_error("join", f"window={value!r}; ps.tumble or ps.hop", location)
+        return Bound(kind, window=value, text=value.text)
+    if kind == "within":
+        return _within(value, location)
+    ttl_ns = None if value == FOREVER else duration_ns(value, "join(ttl=)")
+    return Bound(kind, ttl_ns=ttl_ns, text=f"ttl {value}")
+
+
+def _within(value: Any, location: str) -> Bound:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise plan_error(
+            "join",
+            f"within={value!r} is not a pair of durations",
+            location,
+            'Write  within=("-5 min", "1 hour")',
+        )
+    low_ns, high_ns = (duration_ns(each, "join(within=)") for each in value)
+    if low_ns > high_ns:
+        raise plan_error("join", f"within={value!r}: the first is the lower bound", location)
+    text = f"within {value[0]} to {value[1]}"
+    return Bound("within", low_ns=low_ns, high_ns=high_ns, text=text)
+
+
+def _refuse_equal_names(
+    left: Stream[Any], right: Stream[Any], keys: Sequence[str], location: str
+) -> None:
+    theirs = set(user_columns(right._schema)) - set(keys)
+    both = [name for name in user_columns(left._schema) if name in theirs]
+    if both:
+        raise plan_error(
+            "join",
+            f"both streams have a column {', '.join(both)}",
+            location,
+            f'Rename one first:  right.rename({both[0]}_2="{both[0]}")',
+        )
+
+
+def _one_key_type(
+    left: Stream[Any], right: Stream[Any], keys: Sequence[str], location: str
+) -> tuple[Stream[Any], Stream[Any]]:
+    """Both streams with one key schema: what is hashed must be of one type (hazard 30)."""
+    types: dict[str, pa.DataType] = {}
+    for key in keys:
+        kinds = [stream._schema.field(key).type for stream in (left, right)]
+        common = common_type(kinds)
+        if common is None:
+            listed = " and ".join(type_text(kind) for kind in kinds)
+            raise plan_error(
+                "join",
+                f'the key "{key}" is {listed}',
+                location,
+                f'Cast one first:  .with_columns({key}="CAST({key} AS ...)")',
+            )
+        types[key] = common
+    return _cast(left, types, location), _cast(right, types, location)
+
+
+def _cast(stream: Stream[Any], types: Mapping[str, pa.DataType], location: str) -> Stream[Any]:
+    fields = [field.with_type(types.get(field.name, field.type)) for field in stream._schema]
+    return Stream(stream._pipeline, stream._fitted(pa.schema(fields), location))

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from plan_fixtures import Feed, Flight, Keep, Knock, LateInbound, flights, plan_of
+
+import penstock as ps
+
+
+def text_of(build: Callable[[], Any]) -> str:
+    """The error's text with line numbers taken out, after checking that this file is named."""
+    with pytest.raises(ps.PlanError) as caught:
+        build()
+    text = str(caught.value)
+    assert "test_plan_errors.py:" in text, text
+    return re.sub(r"\.py:\d+", ".py:0", text)
+
+
+def test_an_unknown_column_is_shown_in_its_expression() -> None:
+    s = flights(ps.Pipeline("p"))
+    assert text_of(lambda: s.filter('carrier = "AA"')) == (
+        'filter: no column "AA"  (test_plan_errors.py:0)\n'
+        '    carrier = "AA"\n'
+        "              ^^^^ double quotes name columns; for text write 'AA'\n"
+        "  columns: carrier, tail, dep_time, dep_delay, distance, notes"
+    )
+
+
+def test_a_window_without_event_time_says_where_to_say_it() -> None:
+    p = ps.Pipeline("p")
+    clicks = p.source(
+        Feed(
+            pa.schema(
+                [
+                    ("user", pa.string()),
+                    ("ts", pa.timestamp("us")),
+                    ("updated_at", pa.timestamp("ms")),
+                ]
+            ),
+            name="clicks",
+        )
+    )
+    keyed = clicks.select("user").key_by("user")
+    assert text_of(lambda: keyed.window(ps.tumble("1 hour"))) == (
+        'window(tumble 1 hour) on "clicks": the stream has no event time'
+        "  (test_plan_errors.py:0)\n"
+        '  Say it where it is read:  p.source(..., event_time="ts", out_of_order="5 seconds")\n'
+        "  timestamp columns: ts, updated_at"
+    )
+
+
+class Enrich(ps.KeyedOperator[Flight, Knock]):
+    def __init__(self) -> None:
+        self.db = sqlite3.connect(":memory:")
+
+    def process(self, key: str, row: Flight, ctx: ps.Context) -> list[Knock]:
+        return []
+
+
+def test_an_operator_that_cannot_travel_names_the_attribute() -> None:
+    keyed = flights(ps.Pipeline("p")).key_by("tail")
+    enrich = Enrich()
+    text = text_of(lambda: keyed.process(enrich))
+    enrich.db.close()
+    assert text == (
+        'Enrich cannot be sent to its process: attribute "db" holds a sqlite3.Connection'
+        "  (test_plan_errors.py:0)\n"
+        "  __init__ runs here, open() runs there. Keep the path in __init__, connect in open()."
+    )
+
+
+def test_a_function_that_cannot_travel_names_the_variable() -> None:
+    lock = sqlite3.connect(":memory:")
+    s = flights(ps.Pipeline("p"))
+
+    def look(row: Flight) -> Knock:
+        return Knock(str(lock), 0.0)
+
+    text = text_of(lambda: s.map(look))
+    lock.close()
+    assert 'variable "lock" holds a sqlite3.Connection' in text
+
+
+def test_columns_of_a_keyed_operators_row_class_must_be_there() -> None:
+    s = flights(ps.Pipeline("p")).drop("dep_delay")
+    text = text_of(lambda: s.key_by("tail").process(LateInbound()))
+    assert "LateInbound" in text
+    assert "dep_delay" in text
+
+
+@pytest.mark.parametrize(
+    ("build", "parts"),
+    [
+        (lambda s: s.key_by("carier"), ['key_by: no column "carier"', "did you mean 'carrier'?"]),
+        (lambda s: s.key_by("tail", "TAIL"), ['key_by: column "tail" is named twice']),
+        (lambda s: s.key_by(), ["key_by: no column is named"]),
+        (lambda s: s.drop("x"), ['drop: no column "x"', "columns: carrier, tail"]),
+        (lambda s: s.drop(*s.schema.names), ["drop: no column would be left"]),
+        (lambda s: s.rename(tail="carrier"), ['rename: two columns would be called "tail"']),
+        (lambda s: s.rename(a="tail", b="tail"), ["rename: one column is given two names"]),
+        (lambda s: s.rename(_time="tail"), ['rename: the column name "_time" is reserved']),
+        (lambda s: s.with_columns(_time="tail"), ['with_columns: the column name "_time"']),
+        (lambda s: s.with_columns(), ["with_columns: no column is given"]),
+        (lambda s: s.select("distance * 2"), ["needs a name", 'select(name="distance * 2")']),
+        (lambda s: s.select("tail", tail="carrier"), ['select: two columns are called "tail"']),
+        (lambda s: s.select(), ["select: no column is named"]),
+        (lambda s: s.drop("_time"), ["_time is not a column of yours"]),
+        (lambda s: s.filter("distance"), ["filter: a condition is needed"]),
+        (lambda s: s.process(LateInbound()), ["a KeyedOperator needs to know its key"]),
+        (lambda s: s.process(object()), ["process(object): it is not an operator"]),
+        (lambda s: s.key_by("tail").process(LateInbound), ["Pass an instance"]),
+        (lambda s: s.on_error("drop"), ["'drop' is not a policy", "ps.Drop()"]),
+        (lambda s: s.options(name="a b"), ["name='a b' cannot be an operator's name"]),
+        (lambda s: s.options(parallelism=0), ["parallelism=0"]),
+        (lambda s: s.sink("out/"), ["sink: str is not a sink"]),
+        (lambda s: s.map(3), ["map: 3 is not a function"]),
+        (lambda s: s.late, ["feed: it has no output 'late'"]),
+        (lambda s: s.output(LateInbound.unknown), ["feed: it has no output 'unknown'"]),
+        (lambda s: s.union(s.drop("notes")), ["stream 2 has other columns", "it lacks: notes"]),
+        (lambda s: s.key_by("tail").window("1 hour"), ["window: '1 hour' is not a window"]),
+        (lambda s: s.head(0), ["head: 0 is not a number of rows"]),
+    ],
+)
+def test_what_cannot_work_is_said_at_its_line(
+    build: Callable[[ps.Stream[Any]], Any], parts: list[str]
+) -> None:
+    s = flights(ps.Pipeline("p"))
+    text = text_of(lambda: build(s))
+    for part in parts:
+        assert part in text
+
+
+def test_an_operator_of_batches_has_no_key() -> None:
+    class Score(ps.Operator):
+        def process(self, batch: pa.RecordBatch, ctx: ps.Context) -> list[pa.RecordBatch]:
+            return [batch]
+
+    keyed = flights(ps.Pipeline("p")).key_by("tail")
+    text = text_of(lambda: keyed.process(Score()))  # type: ignore[arg-type]
+    assert "process(Score): an Operator takes batches" in text
+    assert "Leave key_by() out" in text
+
+
+def test_event_time_must_be_asked_for_completely() -> None:
+    p = ps.Pipeline("p")
+    assert "say how far rows may be out of order" in text_of(
+        lambda: p.source(Feed(), event_time="dep_time")
+    )
+    assert 'Add  event_time="column"' in text_of(lambda: p.source(Feed(), out_of_order="1 hour"))
+    text = text_of(lambda: p.source(Feed(), event_time="tail", monotone=True))
+    assert "not a date or a timestamp" in text
+
+
+def test_the_name_time_is_reserved_in_sources() -> None:
+    p = ps.Pipeline("p")
+    feed = Feed(pa.schema([("_time", pa.int64())]))
+    assert "_time is reserved" in text_of(lambda: p.source(feed))
+
+
+def test_streams_of_two_pipelines_do_not_meet() -> None:
+    a, b = flights(ps.Pipeline("a")), flights(ps.Pipeline("b"))
+    assert "two pipelines, 'a' and 'b'" in text_of(lambda: a.union(b))
+
+
+def test_a_union_needs_event_time_in_all_or_none() -> None:
+    p = ps.Pipeline("p")
+    a, b = flights(p), p.source(Feed(name="b"))
+    assert "stream 2 has no event time" in text_of(lambda: a.union(b))
+
+
+def test_a_union_needs_types_that_fit() -> None:
+    p = ps.Pipeline("p")
+    a = p.source(Feed(pa.schema([("x", pa.int64())]), name="a"))
+    b = p.source(Feed(pa.schema([("x", pa.string())]), name="b"))
+    text = text_of(lambda: a.union(b))
+    assert 'union: column "x" is' in text
+    assert "Cast it first" in text
+
+
+def test_a_pipeline_without_sinks_has_nothing_to_run() -> None:
+    p = ps.Pipeline("p")
+    flights(p)
+    with pytest.raises(ps.PlanError, match="has no sink, so there is nothing to run"):
+        plan_of(p)
+
+
+def test_collect_refuses_sources_without_an_end() -> None:
+    p = ps.Pipeline("p")
+    s = flights(p, feed=Feed(bounded=False))
+    text = text_of(lambda: s.collect())
+    assert "collect: source feed has no end" in text
+
+
+def test_a_registered_function_must_be_typed() -> None:
+    def twice(x):  # type: ignore[no-untyped-def]
+        return 2 * x
+
+    p = ps.Pipeline("p")
+    assert "has no annotation" in text_of(lambda: p.register(twice))
+
+
+def test_options_must_be_used_where_they_were_given() -> None:
+    p = ps.Pipeline("p")
+    knocks = flights(p).key_by("tail").process(LateInbound())
+    knocks.options(name="knocks").sink(Keep("a"))
+    knocks.output(LateInbound.unknown).sink(Keep("b"))
+    assert "used both with and without its options" in text_of(lambda: plan_of(p))
+
+
+def test_an_operator_with_side_outputs_only_has_no_rows() -> None:
+    class Sort(ps.KeyedOperator[Flight, None]):
+        early = ps.Output(Flight)
+
+        def process(self, key: str, row: Flight, ctx: ps.Context) -> list[ps.Side]:
+            return [self.early(row)]
+
+    p = ps.Pipeline("p")
+    sorted_ = flights(p).key_by("tail").process(Sort())
+    sorted_.output(Sort.early).sink(Keep())
+    assert len(plan_of(p).vertices) == 2
+    assert "it yields only to side outputs" in text_of(lambda: sorted_.sink(Keep()))
