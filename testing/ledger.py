@@ -1,7 +1,7 @@
 """The ledger: a job in which every row is numbered, and a checker that proves each arrived once.
 
 Source splits count 0, 1, 2, …; each row has a key and passes a shuffle, a stateful operator that
-numbers the rows of its key, a second shuffle, and an exactly-once file sink. A lost, doubled or
+numbers the rows of its key, a second channel, and an exactly-once file sink. A lost, doubled or
 torn row, or a state update applied twice or not at all, breaks one of the two countings.
 """
 
@@ -126,7 +126,7 @@ def ledger(folder: str | os.PathLike[str], splits: int, rows: int, rate: float |
     """The job; its rows appear below `folder`."""
     pipeline = Pipeline("ledger")
     counted = pipeline.source(LedgerSource(splits, rows, rate)).key_by("key").process(CountPerKey())
-    counted.key_by("split").filter("nth > 0").sink(FileSink(folder, roll_interval="0 s"))
+    counted.filter("nth > 0").chain_break().sink(FileSink(folder, roll_interval="0 s"))
     return pipeline
 
 
