@@ -32,44 +32,37 @@ IMMUTABLE_TYPES = frozenset(
 """Values of these types cannot change in place; all others count as changed when read."""
 
 
-class MemoryObjects(ObjectState):
-    """One object per key."""
+class MemoryObjects(PageStore, ObjectState):
+    """One object per key. It is its own store, which saves user code a call per access."""
 
     def __init__(self, operator_id: str, name: str, kind: ObjectKind) -> None:
+        super().__init__(f"{operator_id}: state {name}")
         self._operator_id = operator_id
         self._name = name
         self._kind = kind
-        self._store = PageStore(f"{operator_id}: state {name}")
-        self._by_key = self._store.by_key
 
     def get(self, key: Hashable, default: Any = None) -> Any:
-        page = self._by_key.get(key)
+        page = self.by_key.get(key)
         if page is None:
             return default
         value = page.data[key]
         if not page.dirty and type(value) not in IMMUTABLE_TYPES:
-            self._store.touch(page)
+            self.touch(page)
         return value
 
-    def put(self, key: Hashable, hash64: int, value: Any) -> None:
-        self._store.put(key, hash64, value)
-
-    def remove(self, key: Hashable) -> None:
-        self._store.remove(key)
-
     def keys(self) -> Iterator[Hashable]:
-        return iter(list(self._by_key))
+        return iter(list(self.by_key))
 
     def advance(self, time_ns: int) -> None:
         return None
 
     def restore(self, section: Section, groups: KeyGroupRange) -> None:
         """Take the objects of a section that belong to `groups`."""
-        self._store.restore(section.batch, groups)
+        self.restore_pages(section.batch, groups)
 
     def seal(self) -> SealedObjects:
         """Pickle what changed."""
-        return SealedObjects(self._operator_id, self._name, self._kind, False, self._store.seal())
+        return SealedObjects(self._operator_id, self._name, self._kind, False, self.seal_pages())
 
 
 class ExpiringObjects(ObjectState):
@@ -132,7 +125,7 @@ class ExpiringObjects(ObjectState):
 
     def restore(self, section: Section, groups: KeyGroupRange) -> None:
         """Take the objects of a section that belong to `groups`."""
-        self._store.restore(section.batch, groups)
+        self._store.restore_pages(section.batch, groups)
         if not section.declared.get("expires"):
             for page in {id(page): page for page in self._by_key.values()}.values():
                 page.data = {key: (value, WATERMARK_MIN) for key, value in page.data.items()}
@@ -143,7 +136,9 @@ class ExpiringObjects(ObjectState):
 
     def seal(self) -> SealedObjects:
         """Pickle what changed."""
-        return SealedObjects(self._operator_id, self._name, self._kind, True, self._store.seal())
+        return SealedObjects(
+            self._operator_id, self._name, self._kind, True, self._store.seal_pages()
+        )
 
 
 class SealedObjects:

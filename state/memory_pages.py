@@ -1,12 +1,13 @@
 """Pages: Python objects by key, pickled together with their neighbours and only when changed.
 
-A page holds the keys of one 65,536th of the hash space, so it lies in one key group. Promises: a
+A page holds the keys of one 16,384th of the hash space, so it lies in one key group. Promises: a
 seal pickles only pages that changed since the last one and reuses the other pages' bytes; all
 pickling is in seal(), in the caller's thread, so what is sealed cannot change afterwards.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -21,8 +22,9 @@ from penstock.elements.keys import canonical_key
 from .clip import clip_to_groups
 from .pickling import dump_value, load_value
 
-PAGE_SHIFT = 48
-"""A page number is the top 16 bits of the hash."""
+PAGE_SHIFT = 64 - 14
+"""A page number is the top 14 bits of the hash. Coarser pages are cheaper when most keys change
+between two cuts, finer ones when few do: at a million keys a page holds 61."""
 
 PAGE_SCHEMA = pa.schema([("_hash", pa.uint64()), ("page", pa.large_binary())])
 
@@ -95,7 +97,7 @@ class PageStore:
         for page in self._pages.values():
             yield from page.data.items()
 
-    def seal(self) -> SealedPages:
+    def seal_pages(self) -> SealedPages:
         """Pickle what changed; keep the rest."""
         for page in self._dirty:
             if page.data:
@@ -108,7 +110,7 @@ class PageStore:
         sealed = [page.sealed for page in self._pages.values()]
         return SealedPages(numbers, sealed)  # type: ignore[arg-type]  # all are sealed by now
 
-    def restore(
+    def restore_pages(
         self,
         batch: pa.RecordBatch,
         groups: KeyGroupRange,
@@ -117,12 +119,25 @@ class PageStore:
         """Take the pages that belong to `groups`."""
         batch = clip_to_groups(batch, groups)
         numbers = (batch.column("_hash").to_numpy() >> np.uint64(PAGE_SHIFT)).tolist()
-        for number, stored in zip(numbers, batch.column("page"), strict=True):
-            page = self._page(number)
-            body = stored.as_py()
-            page.data = {canonical(key): value for key, value in self._load(body).items()}
+        collects = gc.isenabled()
+        gc.disable()  # it would walk all the state again and again while the state grows
+        try:
+            for number, stored in zip(numbers, batch.column("page"), strict=True):
+                body = stored.as_py()
+                loaded = {canonical(key): value for key, value in self._load(body).items()}
+                self._adopt(self._page(number), loaded, body)
+        finally:
+            if collects:
+                gc.enable()
+
+    def _adopt(self, page: Page, data: dict[Hashable, Any], body: bytes) -> None:
+        if page.data:
+            page.data.update(data)  # written with finer pages than these
+            self.touch(page)
+        else:
+            page.data = data
             page.sealed = body
-            self.by_key.update(dict.fromkeys(page.data, page))
+        self.by_key.update(dict.fromkeys(data, page))
 
     def _page(self, number: int) -> Page:
         page = self._pages.get(number)

@@ -16,6 +16,9 @@ from penstock.elements.keys import canonical_key
 from .backend import Section, TimerEntry, Timers
 from .memory_pages import PageStore, SealedPages
 
+_Slot = tuple[Hashable, str]
+"""Key and tag."""
+
 STALE_TIMERS_MIN = 4096
 """Moved or cancelled entries that are kept, at least, before the buckets are made anew."""
 
@@ -28,7 +31,7 @@ class MemoryTimers(Timers):
         self._name = name
         self._store = PageStore(f"{operator_id}: timers {name}")
         self._by_key = self._store.by_key
-        self._buckets: dict[int, list[tuple[int, str, Hashable]]] = {}
+        self._buckets: dict[int, list[_Slot]] = {}
         self._times: list[int] = []
         self._entries = 0
 
@@ -38,9 +41,9 @@ class MemoryTimers(Timers):
         if page is not None and page.data[slot][0] == time_ns:
             return
         self._store.put(slot, hash64, (time_ns, hash64))
-        self._enter(key, hash64, tag, time_ns)
+        self._enter(slot, time_ns)
         if self._entries > 2 * len(self._by_key) + STALE_TIMERS_MIN:
-            self._drop_stale()
+            self._enter_all()
 
     def cancel(self, key: Hashable, tag: str) -> None:
         self._store.remove((key, tag))
@@ -51,18 +54,25 @@ class MemoryTimers(Timers):
             at = heapq.heappop(self._times)
             bucket = self._buckets.pop(at)
             self._entries -= len(bucket)
-            bucket.sort(key=_by_hash_and_tag)
-            for hash64, tag, key in bucket:
-                if self.pending(key, tag) == at:
-                    self._store.remove((key, tag))
-                    fired.append(TimerEntry(at, hash64, tag, key))
+            now: list[TimerEntry] = []
+            for slot in bucket:
+                page = self._by_key.get(slot)
+                if page is None:
+                    continue
+                pending_ns, hash64 = page.data[slot]
+                if pending_ns == at:
+                    self._store.remove(slot)
+                    now.append(TimerEntry(at, hash64, slot[1], slot[0]))
+            if len(now) > 1:
+                now.sort(key=_by_hash_and_tag)
+            fired += now
         return fired
 
     def next_ns(self) -> int | None:
         while self._times:
             at = self._times[0]
             bucket = self._buckets[at]
-            while bucket and self.pending(bucket[-1][2], bucket[-1][1]) != at:
+            while bucket and self.pending(*bucket[-1]) != at:
                 bucket.pop()
                 self._entries -= 1
             if bucket:
@@ -81,28 +91,29 @@ class MemoryTimers(Timers):
 
     def restore(self, section: Section, groups: KeyGroupRange) -> None:
         """Take the timers of a section that belong to `groups`."""
-        self._store.restore(section.batch, groups, _canonical_slot)
-        self._drop_stale()
+        self._store.restore_pages(section.batch, groups, _canonical_slot)
+        self._enter_all()
 
     def seal(self) -> SealedTimers:
         """Pickle what changed."""
-        return SealedTimers(self._operator_id, self._name, self._store.seal())
+        return SealedTimers(self._operator_id, self._name, self._store.seal_pages())
 
-    def _enter(self, key: Hashable, hash64: int, tag: str, time_ns: int) -> None:
+    def _enter(self, slot: _Slot, time_ns: int) -> None:
         bucket = self._buckets.get(time_ns)
         if bucket is None:
             bucket = self._buckets[time_ns] = []
             heapq.heappush(self._times, time_ns)
-        bucket.append((hash64, tag, key))
+        bucket.append(slot)
         self._entries += 1
 
-    def _drop_stale(self) -> None:
+    def _enter_all(self) -> None:
+        """Make the buckets anew, without what was moved or cancelled."""
         self._buckets = {}
         self._times = []
         self._entries = 0
-        for slot, (time_ns, hash64) in self._store.items():
+        for slot, (time_ns, _) in self._store.items():
             assert isinstance(slot, tuple)
-            self._enter(slot[0], hash64, slot[1], time_ns)
+            self._enter(slot, time_ns)
 
 
 class SealedTimers:
@@ -118,8 +129,8 @@ class SealedTimers:
         return Section(self._operator_id, self._name, "timers", self._pages.batch())
 
 
-def _by_hash_and_tag(entry: tuple[int, str, Hashable]) -> tuple[int, str]:
-    return entry[0], entry[1]
+def _by_hash_and_tag(entry: TimerEntry) -> tuple[int, str]:
+    return entry.hash64, entry.tag
 
 
 def _canonical_slot(slot: Any) -> Any:

@@ -37,17 +37,17 @@ def test_a_seal_pickles_only_pages_that_changed(monkeypatch: pytest.MonkeyPatch)
     backend = _backend()
     state = backend.objects("s", "value")
     for number in range(100):
-        state.put(number, number << 48, {"n": number})
+        state.put(number, number << 50, {"n": number})
     backend.seal()
     assert len(dumped) == 100
     dumped.clear()
-    state.put(3, 3 << 48, {"n": 0})
+    state.put(3, 3 << 50, {"n": 0})
     state.get(4)  # a dict could be changed in place
     state.remove(5)
     backend.seal()
     assert sorted(key for page in dumped for key in page) == [3, 4]
     dumped.clear()
-    state.put(6, 6 << 48, 1)
+    state.put(6, 6 << 50, 1)
     backend.seal()
     dumped.clear()
     assert state.get(6) == 1  # an int could not
