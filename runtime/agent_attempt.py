@@ -39,8 +39,9 @@ from .progress_word import Stall
 CHILD = "penstock.runtime.subtask_process:main"
 ATTACH_TIMEOUT_NS = 5_000_000_000
 """From a process's start to ATTACHED, which needs no user code (hazard 39)."""
-STATUS_GRACE_NS = 10_000_000
-"""After a death, for the fork server to tell the exit status; then it counts as killed."""
+STATUS_GRACE_NS = 200_000_000
+"""After a death, for the fork server to tell the exit status; then it counts as killed. It tells
+at once unless the machine is overloaded or the server is stopped."""
 STALL_NS = 10_000_000_000
 OUTBOX_BYTES_MAX = 64 * 1024 * 1024
 """Commands a subtask has not read. Its reader thread only queues, so it is stopped or broken."""

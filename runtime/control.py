@@ -69,7 +69,7 @@ class ControlLink:
             while data:
                 try:
                     sent = self._sock.send(data, socket.MSG_NOSIGNAL)
-                except (BlockingIOError, ConnectionError, BrokenPipeError):
+                except OSError:
                     # Half a frame may be out: nothing further may follow it.
                     self._on_hangup()
                     return
@@ -82,7 +82,8 @@ class ControlLink:
                     raise ProtocolError(f"more than {COMMANDS_MAX:,} commands wait unserved")
                 self._commands.append(decode_command(body))
                 self._ring()
-        except ConnectionError:
+        except OSError:
+            # However the connection broke, it is over.
             pass
         except (ProtocolError, msgspec.DecodeError) as error:
             log.error("the control link broke: %s", error)
