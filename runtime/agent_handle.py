@@ -25,7 +25,6 @@ from pathlib import Path
 
 import msgspec
 
-import penstock
 from penstock.elements.errors import EngineError, ProtocolError
 
 from .doorbell import sweep_stale
@@ -198,8 +197,7 @@ def _environment() -> dict[str, str]:
     """The user's, with one thread for every library, and Penstock on the path if it was not."""
     environment = dict(os.environ)
     environment.update(THREAD_ENVIRONMENT)
-    assert penstock.__file__ is not None
-    root = str(Path(penstock.__file__).parents[1])
+    root = str(Path(__file__).absolute().parents[2])
     installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     if root not in installed:
         known = environment.get("PYTHONPATH")

@@ -16,9 +16,9 @@ import sys
 
 import cloudpickle
 import msgspec
-import numpy as np
 import pyarrow as pa
 import setproctitle
+from numpy.random import seed as reseed_numpy
 
 from penstock.dataflow.plan import Edge, Plan
 from penstock.dataflow.settings import JobSettings
@@ -130,7 +130,7 @@ def _settle(told: Handover) -> None:
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     # The legacy generator was forked with the server's state: all subtasks would draw alike.
-    np.random.seed()
+    reseed_numpy()
     sys.argv = [told.deployment.title]
     if told.python_path:
         # Ours stay behind the user's, so that Penstock itself is always found.
