@@ -71,7 +71,7 @@ class LateInbound(ps.KeyedOperator[Departure, Knock]):
 
     def on_timer(self, key: str, timer: ps.Fired, ctx: ps.Context) -> Iterator[Knock]:
         queue = sorted(self.waiting, key=lambda d: (d.scheduled, d.carrier, d.flight))
-        ready = [d for d in queue if d.scheduled <= timer.time]
+        ready = [d for d in queue if ctx.watermark is None or d.scheduled <= ctx.watermark]
         for departure in ready:
             before = self.last.value
             if (
@@ -110,7 +110,7 @@ class WorstOfDay(ps.KeyedOperator[Departure, Worst]):
 
     def on_timer(self, key: str, timer: ps.Fired, ctx: ps.Context) -> Iterator[Worst]:
         for day in sorted(self.days):
-            if day + timedelta(days=1) > timer.time:
+            if ctx.watermark is not None and day + timedelta(days=1) > ctx.watermark:
                 self.midnight.set(day + timedelta(days=1))
                 return
             for place, (minus, carrier, flight) in enumerate(self.days[day], start=1):
