@@ -123,12 +123,17 @@ class ValueState(KeyedState, Generic[T]):
         self._describe(ttl)
         self._copied = default is not None and getattr(default, "__hash__", None) is None
 
+    def _attach(self, state: ObjectState) -> None:
+        super()._attach(state)
+        if self._copied:
+            self.__class__ = _CopyingValueState
+
+    # Read and written for every row: no call that can be left out is made here.
+
     @property
     def value(self) -> T:
         """The stored value, else the default."""
-        if self._copied:
-            return cast(T, self._fresh())
-        return cast(T, self._get(self._row.key, self.default))
+        return self._get(self._row.key, self.default)  # type: ignore[no-any-return]
 
     @value.setter
     def value(self, value: T) -> None:
@@ -139,12 +144,22 @@ class ValueState(KeyedState, Generic[T]):
         """The value for `key`, for tests."""
         return copy.deepcopy(self._get(key, self.default))
 
-    def _fresh(self) -> Any:
+
+class _CopyingValueState(ValueState[T]):
+    """A bound ValueState whose default is mutable: each key gets a copy of its own."""
+
+    @property
+    def value(self) -> T:
+        """The stored value, else a fresh default, which is stored."""
         found = self._get(self._row.key, None)
         if found is None:
             found = copy.deepcopy(self.default)
             self._store(found)
-        return found
+        return found  # type: ignore[no-any-return]
+
+    @value.setter
+    def value(self, value: T) -> None:
+        self._store(value)
 
 
 class ListState(KeyedState, Generic[T]):

@@ -208,11 +208,12 @@ class KeyedProcessor(Processor):
         """The hot loop: one call of user code per row."""
         current, context, process = self._row, self._context, self.operator.process
         extend = items.extend
-        for index in range(start, len(rows)):
-            key = keys[index]
+        if start:
+            keys, rows = keys[start:], rows[start:]
+        for index, (key, row) in enumerate(zip(keys, rows), start):
             current.key = key
             current.index = index
-            made = process(key, rows[index], context)
+            made = process(key, row, context)
             if made is None:
                 continue
             extend(made)
@@ -234,10 +235,10 @@ class KeyedProcessor(Processor):
         items: list[Any] = []
         owners: list[int] = []
         row, times = self._row, self._row.times
+        time_of = None if times is None else times.tolist().__getitem__
         for key, members in groups.items():
-            row.key, row.index = key, members[0]
-            if times is not None and len(members) > 1:
-                row.index = members[int(np.argmax(times[members]))]
+            row.key = key
+            row.index = members[0] if time_of is None else max(members, key=time_of)
             try:
                 made = self.operator.process_group(key, [rows[i] for i in members], self._context)
                 if made is not None:

@@ -6,9 +6,8 @@ not fit its schema takes all items of its owner with it, and the owner follows t
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -54,38 +53,30 @@ class RowOutputs:
             wrong = self._wrong(by_output)
             for owner, error in sorted(wrong.items()):
                 bad(owner, error)
-            by_output = {
-                output: [(row, owner) for row, owner in pairs if owner not in wrong]
-                for output, pairs in by_output.items()
-            }
+            by_output = {output: rows.without(wrong) for output, rows in by_output.items()}
             made = self._encoded(by_output)
         for output, batch in made.items():
-            if batch.num_rows == 0:
-                continue
             if self._timed:
                 assert times is not None
-                chosen = np.fromiter((owner for _, owner in by_output[output]), np.int64)
-                batch = with_times(batch, times[chosen])
+                batch = with_times(batch, times[np.array(by_output[output].owners)])
             self._collect(batch, output)
 
-    def _sorted(
-        self, items: Sequence[Any], owners: Sequence[int]
-    ) -> dict[str, list[tuple[Any, int]]]:
+    def _sorted(self, items: Sequence[Any], owners: Sequence[int]) -> dict[str, _Rows]:
         if Side not in set(map(type, items)):
-            return {MAIN: list(zip(items, owners, strict=True))}
-        by_output: dict[str, list[tuple[Any, int]]] = defaultdict(list)
+            return {MAIN: _Rows(items, owners)}
+        by_output: dict[str, tuple[list[Any], list[int]]] = {}
         for item, owner in zip(items, owners, strict=True):
-            if type(item) is Side:
-                by_output[item.output].append((item.row, owner))
-            else:
-                by_output[MAIN].append((item, owner))
-        return by_output
+            output, row = (item.output, item.row) if type(item) is Side else (MAIN, item)
+            rows = by_output.setdefault(output, ([], []))
+            rows[0].append(row)
+            rows[1].append(owner)
+        return {output: _Rows(*rows) for output, rows in by_output.items()}
 
-    def _encoded(self, by_output: dict[str, list[tuple[Any, int]]]) -> dict[str, pa.RecordBatch]:
+    def _encoded(self, by_output: dict[str, _Rows]) -> dict[str, pa.RecordBatch]:
         return {
-            output: self._codec(output).encode([row for row, _ in pairs])
-            for output, pairs in by_output.items()
-            if pairs
+            output: self._codec(output).encode(rows.rows)
+            for output, rows in by_output.items()
+            if rows.rows
         }
 
     def _codec(self, output: str) -> RowCodec:
@@ -96,14 +87,25 @@ class RowOutputs:
             raise RowError("a row was yielded, but the operator declares no main output")
         raise RowError(f"there is no side output {output!r} on this operator")
 
-    def _wrong(self, by_output: dict[str, list[tuple[Any, int]]]) -> dict[int, RowError]:
+    def _wrong(self, by_output: dict[str, _Rows]) -> dict[int, RowError]:
         """The first complaint about each owner, found one row at a time."""
         wrong: dict[int, RowError] = {}
-        for output, pairs in by_output.items():
-            for row, owner in pairs:
+        for output, given in by_output.items():
+            for row, owner in zip(given.rows, given.owners, strict=True):
                 try:
                     self._codec(output).encode([row])
                 except RowError as error:
                     text = f"{error}; it yielded {row_text(row, 120)}"
                     wrong.setdefault(owner, RowError(text))
         return wrong
+
+
+class _Rows(NamedTuple):
+    """Rows for one output, and for which input row each was made."""
+
+    rows: Sequence[Any]
+    owners: Sequence[int]
+
+    def without(self, wrong: Container[int]) -> _Rows:
+        kept = [i for i, owner in enumerate(self.owners) if owner not in wrong]
+        return _Rows([self.rows[i] for i in kept], [self.owners[i] for i in kept])

@@ -237,7 +237,7 @@ class _Lane:
         return processor.operator
 
     def send(self, batch: pa.RecordBatch, whole: bool, port: int = 0) -> None:
-        """One batch, or each row alone. Late rows stay together: their timers fire after a batch."""
+        """One batch, or each row alone; late rows stay together, as their timers follow a batch."""
         times = times_of(batch)
         if whole or (len(times) and times.min() <= self.harness.watermark):
             self.harness.send(batch, port)
