@@ -42,7 +42,7 @@ class Cumulate:
 
 @dataclass(frozen=True)
 class Session:
-    """Per key, rows that are at most `gap_ns` apart. Ends `gap_ns` after its last row."""
+    """Per key, rows closer together than `gap_ns`; it ends `gap_ns` after its last row."""
 
     gap_ns: int
     text: str = "session"

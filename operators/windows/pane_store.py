@@ -83,6 +83,7 @@ class PaneStore:
                 pa.RecordBatch.from_arrays(columns[1:-2], schema=self._folding.key_schema),
                 pa.RecordBatch.from_arrays(columns[-2:], schema=self._set_schemas[at]),
                 fixed_values(columns[0]),
+                self._folding.hashes(columns[1:-2], folded.num_rows),
             )
 
     def spill(self) -> None:
@@ -101,7 +102,8 @@ class PaneStore:
     def _append(self, partials: Partials) -> None:
         keys = pa.RecordBatch.from_arrays(partials.keys, schema=self._folding.key_schema)
         values = pa.RecordBatch.from_arrays(partials.parts, schema=self._folding.value_schema)
-        self._table.append(keys, values, partials.times)
+        hashes = self._folding.hashes(partials.keys, len(partials))
+        self._table.append(keys, values, partials.times, hashes)
 
     def take_before(self, pane: int) -> tuple[Partials | None, list[MultisetRows | None]]:
         """Remove and return all panes that start before `pane`."""

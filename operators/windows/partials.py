@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from penstock.elements.buffers import fixed_values
+from penstock.elements.hash import Hashes, hash_arrays
 from penstock.operators.aggregates import Aggregation
 from penstock.operators.grouping import Groups, group_rows
 from penstock.operators.multisets import finish, fold_values
@@ -79,6 +80,10 @@ class Folding:
         """The key columns that users see."""
         return [] if self._keyless else keys
 
+    def hashes(self, keys: list[pa.Array], rows: int) -> Hashes:
+        """The frozen hash of the keys, by which rows were routed."""
+        return hash_arrays(self.result_keys(keys), rows)
+
     def groups(self, keys: list[pa.Array], times: Numbers) -> Groups:
         """Groups by time and key."""
         first, last = int(times.min()), int(times.max())
@@ -110,6 +115,10 @@ class Folding:
         groups = self.groups(partials.keys, partials.times)
         if groups.count == len(partials):
             return partials
+        return self.merge_groups(partials, groups)
+
+    def merge_groups(self, partials: Partials, groups: Groups) -> Partials:
+        """One partial per group; it has the key and the time of the group's first."""
         parts = [pa.array(groups.add(fixed_values(partials.parts[0])))]
         at = 1
         for accumulator in self.aggregation.accumulators:
