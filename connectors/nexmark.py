@@ -86,6 +86,7 @@ class NexmarkSource(SourceConnector[Any]):
         if density <= 0:
             raise PlanError(f"NexmarkSource: events_per_second={density} must be positive")
         moment = start if start.tzinfo else start.replace(tzinfo=UTC)
+        self.identity = table
         self.bounded = events is not None
         self._kinds: tuple[Kind, ...] = ("person", "auction", "bid") if table == "all" else (table,)
         self._mixed = table == "all"

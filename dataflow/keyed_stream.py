@@ -24,6 +24,7 @@ from .location import user_location
 from .python_nodes import KeyedLogic
 from .schema_check import at_line, check_event_time, check_new_name, check_sendable, plan_error
 from .stream import BroadcastStream, Stream, nodes_above
+from .stream_checks import checked_options
 from .window_nodes import WindowLogic
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ class KeyedStream(Generic[T]):
             Port(stream._taps, "hash", self.keys),
             *stream._broadcast_port(broadcast, who, location),
         ]
-        options = stream._options(name, parallelism, location)
+        options = checked_options(name, parallelism, location)
         return stream._made(KeyedLogic(operator, self.keys), ports, location, options)
 
     def window(

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from penstock.elements.signals import TIME_COLUMN
 from penstock.expressions.analysis import columns_of, conjuncts, is_simple
 from penstock.expressions.syntax import render
+from penstock.operators.error_policy import DeadLetter
 
-from .graph import Columns, Node
+from .graph import Columns, Node, user_columns
 from .values import Filter, Rename, Select, ValueLogic, WithColumns
 
 Required = dict[str, Columns]
@@ -44,6 +45,9 @@ def column_needs(nodes: Sequence[Node]) -> Needs:
         required = dict(outputs[id(node)])
         found = node.logic.needs([port.schema for port in node.ports], required)
         assert len(found) == len(node.ports)
+        if isinstance(node.options.on_error, DeadLetter):
+            # Rows are set aside to be repaired and sent again: whole.
+            found = [frozenset(user_columns(port.schema)) for port in node.ports]
         # What is hashed must be there, whether or not the operator looks at it.
         ports[id(node)] = tuple(
             columns | set(port.keys) for columns, port in zip(found, node.ports, strict=True)

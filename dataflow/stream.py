@@ -7,7 +7,7 @@ wrong is a PlanError of the line that is wrong. Strings are expressions, keyword
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pyarrow as pa
 
@@ -17,23 +17,30 @@ from penstock.expressions.check import Checker, require_condition
 from penstock.expressions.expression import ExprLike, as_expr
 from penstock.operators.declared import Output
 from penstock.operators.error_policy import DeadLetter, Drop, Fail
-from penstock.operators.processor import DEAD, LATE, MAIN
+from penstock.operators.processor import LATE
 from penstock.operators.sink import Sink
 
 from .ends import SinkLogic, without_time
 from .graph import Logic, Node, Options, Port, Tap, make_node, user_columns
-from .identity import check_name
 from .location import user_location
 from .schema_check import (
     at_line,
     check_keys,
-    check_new_name,
     check_sendable,
     find_column,
     plan_error,
     union_schema,
 )
-from .values import Cast, Filter, Item, Rename, Select, WithColumns
+from .stream_checks import (
+    checked_items,
+    checked_options,
+    checked_policy,
+    kept_columns,
+    renaming,
+    require_operator,
+    side_tap,
+)
+from .values import Cast, Filter, Select, WithColumns
 from .values import Drop as DropColumns
 
 if TYPE_CHECKING:
@@ -85,7 +92,8 @@ class Stream(Generic[T]):
         location = user_location()
         if callable(condition):
             return self._function("filter", condition, None, location)
-        checked = self._checker().check(condition, "filter", location)
+        checker = Checker(self._schema, self._pipeline.functions)
+        checked = checker.check(condition, "filter", location)
         require_condition(checked, as_expr(condition).text, "filter", location)
         return self._then(Filter(checked), location)
 
@@ -95,8 +103,9 @@ class Stream(Generic[T]):
         Event time rides along by itself.
         """
         location = user_location()
-        kept = [self._kept_column(column, location) for column in columns]
-        made = self._items(items, "select", location)
+        functions = self._pipeline.functions
+        kept = kept_columns(columns, self._schema, functions, location)
+        made = checked_items(items, self._schema, functions, "select", location)
         names = [name for name, _ in [*kept, *made]]
         for name in names:
             if names.count(name) > 1:
@@ -112,24 +121,15 @@ class Stream(Generic[T]):
             raise plan_error(
                 "with_columns", "no column is given", location, 'Write  with_columns(c="a + b")'
             )
-        return self._then(
-            WithColumns(tuple(self._items(items, "with_columns", location))), location
+        made = checked_items(
+            items, self._schema, self._pipeline.functions, "with_columns", location
         )
+        return self._then(WithColumns(tuple(made)), location)
 
     def rename(self, **names: str) -> Stream[Any]:
         """`rename(new="old")`: keywords are names, as everywhere."""
         location = user_location()
-        pairs = []
-        for new, old in names.items():
-            check_new_name(new, "rename", location)
-            pairs.append((find_column(old, self._schema, "rename", location), new))
-        after = [dict(pairs).get(name, name) for name in user_columns(self._schema)]
-        if len({old for old, _ in pairs}) < len(pairs):
-            raise plan_error("rename", "one column is given two names", location)
-        for name in after:
-            if after.count(name) > 1:
-                raise plan_error("rename", f'two columns would be called "{name}"', location)
-        return self._then(Rename(tuple(pairs)), location) if pairs else self
+        return self._then(renaming(names, self._schema, location), location) if names else self
 
     def drop(self, *columns: str) -> Stream[Any]:
         """All columns but these."""
@@ -189,9 +189,9 @@ class Stream(Generic[T]):
                 location,
                 f'Write  stream.key_by("...").process({who}(...))',
             )
-        _require_operator(operator, location)
+        require_operator(operator, location)
         check_sendable(operator, who, location)
-        options = self._options(name, parallelism, location)
+        options = checked_options(name, parallelism, location)
         ports = [Port(self._taps), *self._broadcast_port(broadcast, who, location)]
         return self._made(OperatorLogic(operator), ports, location, options)
 
@@ -239,7 +239,7 @@ class Stream(Generic[T]):
         from .joining import join_streams
 
         location = user_location()
-        options = self._options(name, parallelism, location)
+        options = checked_options(name, parallelism, location)
         bounds = {"window": window, "within": within, "ttl": ttl}
         return join_streams(self, other, on, how, bounds, location, options)
 
@@ -265,7 +265,7 @@ class Stream(Generic[T]):
                 "Pass an instance of a ps.Sink, such as ps.FileSink(...).",
             )
         check_sendable(sink, type(sink).__name__, location)
-        options = self._options(name, parallelism, location)
+        options = checked_options(name, parallelism, location)
         node = make_node(SinkLogic(sink), [Port(self._taps)], location, options)
         self._pipeline._add_end(node)
 
@@ -274,7 +274,7 @@ class Stream(Generic[T]):
     def options(self, *, name: str | None = None, parallelism: int | None = None) -> Stream[T]:
         """Name the operator before, which is how its state is found, or choose its subtasks."""
         location = user_location()
-        return self._with_options(self._options(name, parallelism, location), location)
+        return self._with_options(checked_options(name, parallelism, location), location)
 
     def chain_break(self) -> Stream[T]:
         """Run the operator before in a process of its own, apart from what feeds it."""
@@ -283,20 +283,7 @@ class Stream(Generic[T]):
     def on_error(self, policy: Fail | Drop | DeadLetter) -> Stream[T]:
         """What becomes of rows that the operator before cannot take; the default is ps.Fail()."""
         location = user_location()
-        if isinstance(policy, type) and issubclass(policy, (Fail, Drop)):
-            policy = policy()
-        if not isinstance(policy, (Fail, Drop, DeadLetter)):
-            raise plan_error(
-                "on_error",
-                f"{policy!r} is not a policy",
-                location,
-                'There are ps.Fail(), ps.Drop() and ps.DeadLetter("bad/").',
-            )
-        node = self._one_tap("on_error", location).node
-        if DEAD not in node.outputs and not isinstance(policy, Fail):
-            raise plan_error(
-                f"on_error on {node.name}", "it has no rows that could fail alone", location
-            )
+        policy = checked_policy(policy, self._one_tap("on_error", location), location)
         return self._with_options(Options(on_error=policy), location)
 
     # Results ----------------------------------------------------------------------------------
@@ -360,28 +347,6 @@ class Stream(Generic[T]):
         check_sendable(function, f"{kind}({logic.title})", location)
         return self._then(logic, location)
 
-    def _checker(self) -> Checker:
-        return Checker(self._schema, self._pipeline.functions)
-
-    def _items(self, items: dict[str, ExprLike], who: str, location: str) -> list[Item]:
-        checker = self._checker()
-        for name in items:
-            check_new_name(name, who, location)
-        return [(name, checker.check(text, who, location)) for name, text in items.items()]
-
-    def _kept_column(self, column: str, location: str) -> Item:
-        checked = self._checker().check(column, "select", location)
-        if checked.column is None:
-            raise plan_error(
-                "select",
-                f"{as_expr(column).text!r} needs a name",
-                location,
-                f'Write  select(name="{as_expr(column).text}")',
-            )
-        if checked.column not in user_columns(self._schema):
-            find_column(checked.column, self._schema, "select", location)
-        return checked.column, checked
-
     def _fitted(self, schema: pa.Schema, location: str) -> Sequence[Tap]:
         """Its taps with exactly `schema`, cast and reordered where they differ."""
         if self._schema.equals(schema):
@@ -390,15 +355,7 @@ class Stream(Generic[T]):
 
     def _side(self, output: str, location: str) -> Stream[Any]:
         tap = self._one_tap(f"output({output})", location)
-        if output not in tap.node.outputs or output == DEAD:
-            known = [name for name in tap.node.outputs if name not in (MAIN, DEAD)]
-            raise plan_error(
-                tap.node.name,
-                f"it has no output {output!r}",
-                location,
-                f"outputs: {', '.join(known) or '(only its rows)'}",
-            )
-        return Stream(self._pipeline, [Tap(tap.node, output)])
+        return Stream(self._pipeline, [side_tap(tap, output, location)])
 
     def _one_tap(self, who: str, location: str) -> Tap:
         if len(self._taps) != 1:
@@ -406,15 +363,6 @@ class Stream(Generic[T]):
                 who, "a union is not an operator; say it of the streams before", location
             )
         return self._taps[0]
-
-    def _options(self, name: str | None, parallelism: int | None, location: str) -> Options:
-        if name is not None:
-            check_name(name, location)
-        if parallelism is not None and (not isinstance(parallelism, int) or parallelism < 1):
-            raise plan_error(
-                f"parallelism={parallelism!r}", "a number of subtasks is 1 or more", location
-            )
-        return Options(name, parallelism)
 
     def _with_options(self, options: Options, location: str) -> Stream[T]:
         tap = self._one_tap("options", location)
@@ -433,20 +381,3 @@ class Stream(Generic[T]):
 def nodes_above(stream: Stream[Any]) -> list[Node]:
     """The operators that the stream's rows come from."""
     return [tap.node for tap in stream._taps]
-
-
-def _require_operator(operator: Any, location: str) -> None:
-    from penstock.operators.python_operator import Operator
-
-    if isinstance(operator, Operator):
-        return
-    what = operator.__name__ if isinstance(operator, type) else type(operator).__name__
-    advice = (
-        f"Pass an instance:  process({what}())"
-        if isinstance(operator, type)
-        else "Write a class that derives from ps.Operator or ps.KeyedOperator."
-    )
-    raise plan_error(f"process({what})", "it is not an operator", location, advice)
-
-
-__all__ = ["BroadcastStream", "PlanError", "Stream", "cast"]
