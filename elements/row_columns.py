@@ -17,11 +17,13 @@ from operator import attrgetter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.types as pat
 
 from .row_schema import RowField, arrow_type, is_row_class, row_class, strip
 
+_PER_TICK_US = {"s": 1_000_000, "ms": 1000, "us": 1}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Reader = Callable[[pa.Array], list[Any]]
@@ -74,13 +76,16 @@ def column_reader(kind: pa.DataType, hint: Any = Any) -> Reader:
 def column_writer(field: RowField | None, kind: pa.DataType) -> Writer:
     """How values of a field become a column of type `kind`; raises ValueError or TypeError."""
     convert = _writing(field.hint) if field is not None else None
-    whole = pat.is_integer(kind)
+    whole = pat.is_integer(kind) or pat.is_temporal(kind)
+    dates = pat.is_date(kind)
 
     def write(values: list[Any]) -> pa.Array:
         if convert is not None:
             values = [None if v is None else convert(v) for v in values]
         if whole:
             _refuse_fractions(values)
+        if dates and datetime in set(map(type, values)):
+            raise TypeError("a datetime is not a date")
         return pa.array(values, kind)
 
     return write
@@ -88,15 +93,30 @@ def column_writer(field: RowField | None, kind: pa.DataType) -> Writer:
 
 def datetimes(array: pa.Array) -> list[Any]:
     """The values of a timestamp column, floored to microseconds; aware in UTC if it has a zone."""
-    kind = array.type
-    if kind.tz is not None and kind.tz not in ("UTC", "Etc/UTC", "+00:00"):
-        return list(array.cast(pa.timestamp("us", kind.tz), safe=False).to_pylist())
-    ticks = array.cast(pa.timestamp("us", kind.tz), safe=False).cast(pa.int64())
-    epoch = EPOCH if kind.tz is not None else EPOCH.replace(tzinfo=None)
-    if ticks.null_count:
-        found = ticks.to_pylist()
-        return [None if t is None else epoch + timedelta(0, 0, t) for t in found]
-    return [epoch + timedelta(0, 0, t) for t in ticks.to_numpy().tolist()]
+    zone = array.type.tz
+    ticks = _microseconds(array)
+    if zone is not None and zone not in ("UTC", "Etc/UTC", "+00:00"):
+        local = pa.array(ticks, pa.timestamp("us", zone), mask=_missing(array))
+        return list(local.to_pylist())
+    epoch = EPOCH if zone is not None else EPOCH.replace(tzinfo=None)
+    found: list[Any] = [epoch + timedelta(0, 0, tick) for tick in ticks.tolist()]
+    if array.null_count:
+        for index in np.flatnonzero(_missing(array)).tolist():
+            found[index] = None
+    return found
+
+
+def _microseconds(array: pa.Array) -> npt.NDArray[np.int64]:
+    """Since the epoch, floored; 0 for nulls. Arrow's own cast would round towards 1970."""
+    stored = array.cast(pa.int64())
+    ticks = (stored.fill_null(0) if stored.null_count else stored).to_numpy()
+    if array.type.unit == "ns":
+        return np.floor_divide(ticks, 1000)  # type: ignore[no-any-return]
+    return np.multiply(ticks, _PER_TICK_US[array.type.unit])  # type: ignore[no-any-return]
+
+
+def _missing(array: pa.Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(array.is_null().to_numpy(zero_copy_only=False), np.bool_)
 
 
 def _plain_reader(kind: pa.DataType) -> Reader:
@@ -250,4 +270,4 @@ def _refuse_fractions(values: list[Any]) -> None:
     for kind in set(map(type, values)):
         if issubclass(kind, float | np.floating | Decimal):
             wrong = next(v for v in values if type(v) is kind)
-            raise TypeError(f"{wrong!r} is not an int")
+            raise TypeError(f"{wrong!r} is not whole")
