@@ -1,7 +1,7 @@
 """User functions in expressions: Python functions per row, or over Arrow arrays.
 
-Promises: a function is plain data until it is called, travels by cloudpickle, and is never
-called when planning. Types come from annotations or are given. Knows nothing of any engine.
+Promises: a function is plain data until it is called, travels by cloudpickle, and is called when
+planning with constants at most. Types come from annotations or are given. Knows no engine.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ def _scalar_function(
             raise PlanError(
                 f"udf {called}: {len(arguments)} argument types for {len(names)} arguments"
             )
-        typed = [(kind, over_arrays or strip(hints.get(n))[1]) for kind, n in
-                 zip(arguments, names)]  # fmt: skip
+        takes_null = [over_arrays or strip(hints.get(each))[1] for each in names]
+        typed = list(zip(arguments, takes_null))
     result = returns if returns is not None else _typed(called, "return", hints)[0]
     return ScalarFunction(
         called,

@@ -15,6 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from penstock.elements.errors import PlanError
+
 from .session import Native
 from .syntax import Node, render, shown
 from .types import type_text
@@ -110,6 +112,7 @@ class Rewriter:
 
     def __init__(self) -> None:
         self.programs: list[Program] = []
+        self._calls: dict[tuple[_Step, tuple[str, ...]], str] = {}
 
     def rewrite(self, tree: Node, types: NodeTypes) -> str:
         """The text of `tree` with its integer arithmetic checked."""
@@ -129,12 +132,16 @@ class Rewriter:
         texts: list[str] = []
         kinds: list[pa.DataType] = []
         root = self._step(node, types, replace, texts, kinds)
-        if not texts:
-            return render(node)  # constants only: refused or folded when planning
+        assert texts, "constants that do not fit were refused"
+        known = self._calls.get((root, tuple(texts)))
+        if known is not None:
+            return known
         name = f"{_PREFIX}{len(self.programs)}"
         program = Program(name, root, tuple(kinds), shown(node))
         self.programs.append(program)
-        return f"{program.name}({', '.join(texts)})"
+        call = f"{program.name}({', '.join(texts)})"
+        self._calls[root, tuple(texts)] = call
+        return call
 
     def _step(
         self,
@@ -147,6 +154,7 @@ class Rewriter:
         bare = _bare(node)
         kind = types[id(bare)] if id(bare) in types else types[id(node)]
         if _is_arithmetic(bare) and id(bare) in types:
+            _refuse_constant(bare, types)
             inputs = []
             for child in bare.children:
                 step = self._step(child, types, replace, texts, kinds)
@@ -164,6 +172,22 @@ class Rewriter:
             texts.append(text)
             kinds.append(kind)
         return _Step("argument", kind, argument=at)
+
+
+def _is_constant(node: Node) -> bool:
+    node = _bare(node)
+    if _is_arithmetic(node):
+        return all(_is_constant(child) for child in node.children)
+    return _constant(node) is not None
+
+
+def _refuse_constant(node: Node, types: NodeTypes) -> None:
+    """A sum of constants that does not fit would fail for every row: say so when planning."""
+    if _is_constant(node) and not _bounds(node, types)[1]:
+        raise PlanError(
+            f"{shown(node)} does not fit in {type_text(types[id(node)])}\n"
+            "  Make one of the numbers a float or a decimal."
+        )
 
 
 def _widened(step: _Step, kind: pa.DataType) -> _Step:

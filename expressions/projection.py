@@ -19,8 +19,9 @@ from .check import CheckedExpression, Checker
 from .expression import ExprLike
 from .failures import ExpressionError, reason_of
 from .functions import NONE, Functions
+from .laziness import TRUTH, guarded
 from .overflow import Rewriter, arithmetic_nodes
-from .session import Session
+from .session import Native, Session
 from .syntax import Node
 
 
@@ -62,7 +63,7 @@ class Projection:
                 self._passed.append(schema.get_field_index(column))
             else:
                 self._passed.append(None)
-                computed.append(each.tree)
+                computed.append(guarded(each.tree, checker))
         fresh = [self.schema.field(i) for i, passed in enumerate(self._passed) if passed is None]
         self._computed_types = [each.type for each in fresh]
         self._without_nulls = [(i, each.name) for i, each in enumerate(fresh) if not each.nullable]
@@ -72,10 +73,28 @@ class Projection:
         texts = [rewriter.rewrite(tree, types) for tree in computed]
         self._computed = {f"c{at}": text for at, text in enumerate(texts)}
         self._programs = tuple(rewriter.programs)
+        if computed:
+            self._rehearse(checker, who, location)
         self._session: Session | None = None
         self._stream: Iterator[Any] | None = None
         self.rebuilds = 0
         """How often the session was thrown away after a panic."""
+
+    def _natives(self) -> list[Native]:
+        return [TRUTH, *(program.native() for program in self._programs)]
+
+    def _rehearse(self, checker: Checker, who: str, location: str) -> None:
+        """Plan it once here, so that constants that cannot be computed are found when planning."""
+        for native in self._natives():
+            checker.session.register(native)
+        try:
+            checker.session.physical_plan(self._computed)
+        except EngineError:
+            raise
+        except Exception as error:
+            texts = "\n    ".join(each.sql for each in self.expressions if each.column is None)
+            where = f"  ({location})" if location else ""
+            raise PlanError(f"{who}: {reason_of(error)}{where}\n    {texts}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_session": None, "_stream": None}
@@ -99,8 +118,7 @@ class Projection:
 
     def _evaluate(self, batch: pa.RecordBatch) -> list[pa.Array]:
         if self._stream is None:
-            natives = [program.native() for program in self._programs]
-            self._session = Session(self.input_schema, self._functions, natives)
+            self._session = Session(self.input_schema, self._functions, self._natives())
             self._stream = self._session.stream(self._computed)
         session = self._session
         assert session is not None

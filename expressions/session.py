@@ -197,6 +197,12 @@ class Session:
 
     def stream(self, items: Mapping[str, str]) -> Iterator[Any]:
         """A running projection: put a batch into `feed.batch`, take its result from here."""
+        plan = self.physical_plan(items)
+        stream: Iterator[Any] = iter(self._context.execute(plan, 0))
+        return stream
+
+    def physical_plan(self, items: Mapping[str, str]) -> Any:
+        """What `stream` runs; constants are computed here, so it may raise what they raise."""
         plan = self._context.sql(_select(items)).execution_plan()
         node = plan
         while True:
@@ -207,8 +213,7 @@ class Session:
             if not below:
                 break
             node = below[0]
-        stream: Iterator[Any] = iter(self._context.execute(plan, 0))
-        return stream
+        return plan
 
 
 def _select(items: Mapping[str, str]) -> str:

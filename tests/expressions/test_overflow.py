@@ -8,6 +8,7 @@ import random
 import pyarrow as pa
 import pytest
 
+from penstock.elements.errors import PlanError
 from penstock.expressions.failures import ExpressionError
 from penstock.expressions.projection import Projection
 
@@ -131,7 +132,11 @@ def test_random_arithmetic_agrees_with_pythons_integers():
     outcomes = {"error": 0, "value": 0}
     for _ in range(150):
         text = a_tree(generator, 4)
-        project = Projection([("x", text)], wide)
+        try:
+            project = Projection([("x", text)], wide)
+        except PlanError:
+            assert by_hand(text, 0, 0, 0) is None, "constants that do not fit are known at once"
+            continue
         for _ in range(3):
             bits = generator.choice([3, 20, 40, 63])
             a, b, i = (generator.randrange(-(2**bits), 2**bits) for _ in range(3))
@@ -145,3 +150,19 @@ def test_random_arithmetic_agrees_with_pythons_integers():
                 outcomes["value"] += 1
                 assert project(batch).column("x")[0].as_py() == expected, text
     assert min(outcomes.values()) > 50, outcomes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a > 9223372036854775807 + 1",
+        "a + (9223372036854775807 + 1)",
+        "- (-9223372036854775808)",
+        "cast(1e30 as bigint)",
+        "a + cast('x' as int)",
+        "1 / 0",
+    ],
+)
+def test_constants_that_cannot_be_are_found_when_planning_or_fail_every_row(text):
+    with pytest.raises((PlanError, ExpressionError)):
+        evaluate(text, a=1)
