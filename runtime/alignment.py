@@ -92,10 +92,14 @@ class Alignment:
         return []
 
     def on_trigger(self, checkpoint_id: int, flags: BarrierFlag) -> list[Command]:
-        """The coordinator starts the barrier here. Requires: no unfinished inputs."""
-        assert len(self._ended) == self._inputs
+        """The coordinator starts the barrier here.
+
+        Requires: no unfinished inputs. Those of a subtask that was restored as FINISHED may still
+        hold their END.
+        """
         if checkpoint_id <= self._settled:
             return []
+        assert self._aligning is None
         self._settled = checkpoint_id
         return [TakeSnapshot(checkpoint_id, flags)]
 
