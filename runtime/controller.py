@@ -378,10 +378,12 @@ class Controller:
         self._checkpoints.collect_garbage(job.checkpoints.owed_since)
 
     def _record_finished(self, action: RecordFinished) -> None:
+        # Tidied before it is said: who dies in between comes back and tidies again, while a
+        # finished job is not started again.
+        tidy_sinks(self._plan, self._checkpoints.run_id)
         failpoint("before-finished", "controller")
         self._checkpoints.log.append_finished(action.checkpoint_id)
         failpoint("after-finished", "controller")
-        tidy_sinks(self._plan, self._checkpoints.run_id)
 
     def _set_aside(self, failure: Failure) -> None:
         name = set_aside(self._checkpoints.store, failure)

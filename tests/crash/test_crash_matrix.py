@@ -23,7 +23,7 @@ from penstock.runtime.failpoint import (
 from penstock.testing.ledger import check_ledger, ledger
 
 ROOT = Path(__file__).resolve().parents[2]
-SPLITS, ROWS, RATE, PARALLELISM = 4, 1500, 1500, 2
+SPLITS, ROWS, RATE, PARALLELISM = 4, 2500, 1500, 2
 STARTS_MAX = 4
 TIMEOUT_S = 90
 ONCE_ONLY = ("takeover", "deploy", "finished")
