@@ -199,27 +199,23 @@ class SealedTable:
         self._operator_id = operator_id
         self._name = name
         self._shape = shape
-        self._frozen = frozen
-        self._section: Section | None = None
+        # One attribute for both, so that two threads can at worst build the section twice.
+        self._content: FrozenRows | FrozenAppended | Section | None = frozen
 
     def section(self) -> Section:
         """Sorted by hash; built once."""
-        if self._section is None:
-            self._section = Section(
-                self._operator_id,
-                self._name,
-                "table",
-                self._batch(),
-                table_declaration(self._shape),
-            )
-            self._frozen = None
-        return self._section
+        content = self._content
+        if isinstance(content, Section):
+            return content
+        declared = table_declaration(self._shape)
+        batch = self._batch(content)
+        self._content = Section(self._operator_id, self._name, "table", batch, declared)
+        return self._content
 
-    def _batch(self) -> pa.RecordBatch:
+    def _batch(self, frozen: FrozenRows | FrozenAppended | None) -> pa.RecordBatch:
         names = ["_hash"]
         names += [f"key.{name}" for name in self._shape.key.names]
         names += [f"value.{name}" for name in self._shape.value.names]
-        frozen = self._frozen
         if frozen is None:
             empty = [field.type for field in self._shape.rows_schema()]
             arrays = [pa.array([], kind) for kind in [pa.uint64(), *empty]]
