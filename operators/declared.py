@@ -37,12 +37,9 @@ class Declared:
     owner = ""
 
     def __set_name__(self, owner: type[Any], name: str) -> None:
-        if self.name and self.name != name:
-            raise PlanError(
-                f"{owner.__name__}.{name} and {self.owner}.{self.name} are one object\n"
-                "  Declare each state, timer and output by a call of its own."
-            )
-        self.name, self.owner = name, owner.__name__
+        # Python wraps what is raised here, so check_declarations complains instead.
+        if not self.name:
+            self.name, self.owner = name, owner.__name__
 
 
 class KeyedDeclaration(Declared):
@@ -367,11 +364,6 @@ class Output(Declared, Generic[T]):
             schema if isinstance(schema, pa.Schema) else row_schema(cast("type[Any]", schema))
         )
 
-    def __set_name__(self, owner: type[Any], name: str) -> None:
-        if name in (MAIN, LATE, DEAD):
-            raise PlanError(f"{owner.__name__}.{name}: {name} is the name of a built-in output")
-        super().__set_name__(owner, name)
-
     def __call__(self, row: T) -> Side[T]:
         return Side(self.name, row)
 
@@ -386,3 +378,17 @@ def declarations(cls: type[Any]) -> dict[str, Declared]:
             else:
                 found.pop(name, None)
     return found
+
+
+def check_declarations(cls: type[Any]) -> None:
+    """Refuse names that are taken, and one object under two names; raises PlanError."""
+    for name, declared in vars(cls).items():
+        if not isinstance(declared, Declared):
+            continue
+        if isinstance(declared, Output) and name in (MAIN, LATE, DEAD):
+            raise PlanError(f"{cls.__name__}.{name}: {name} is the name of a built-in output")
+        if declared.name != name:
+            raise PlanError(
+                f"{cls.__name__}.{name} and {declared.owner}.{declared.name} are one object\n"
+                "  Declare each state, timer and output by a call of its own."
+            )

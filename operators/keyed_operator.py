@@ -13,7 +13,16 @@ from penstock.elements.row_schema import is_row_class, row_schema
 
 from .broadcast import broadcast_hint
 from .context import Context
-from .declared import Declared, Fired, KeyedState, Output, Side, Timer, declarations
+from .declared import (
+    Declared,
+    Fired,
+    KeyedState,
+    Output,
+    Side,
+    Timer,
+    check_declarations,
+    declarations,
+)
 from .frozen import Frozen
 from .processor import MAIN
 
@@ -66,6 +75,7 @@ class KeyedOperator(Frozen, Generic[In, Out]):
     def __init_subclass__(cls, **options: Any) -> None:
         """Resolve row classes while the frame that defines them is alive."""
         super().__init_subclass__(**options)
+        check_declarations(cls)
         for hint in type_arguments(cls):
             if is_row_class(hint):
                 row_schema(hint)

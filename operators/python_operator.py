@@ -18,7 +18,7 @@ from penstock.elements.row_schema import is_row_class, row_schema
 
 from .broadcast import broadcast_hint
 from .context import Context
-from .declared import KeyedDeclaration, Output, declarations
+from .declared import KeyedDeclaration, Output, check_declarations, declarations
 from .event_time_column import without_time_field
 from .frozen import Frozen
 from .processor import MAIN
@@ -61,6 +61,7 @@ class Operator(Frozen):
     def __init_subclass__(cls, **options: Any) -> None:
         """Resolve row classes while the frame that defines them is alive."""
         super().__init_subclass__(**options)
+        check_declarations(cls)
         if is_row_class(cls.__dict__.get("returns")):
             row_schema(cls.returns)
         if cls.process_broadcast is not Operator.process_broadcast:
