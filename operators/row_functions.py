@@ -58,7 +58,8 @@ class _RowFunctionProcessor(Processor):
         policy: ErrorPolicy,
     ) -> None:
         self.kind, self.function, self.in_schema, self.policy = kind, function, in_schema, policy
-        self.who = f"{kind}({function_name(function)})"
+        self._method = function_name(function)
+        self.who = f"{kind}({self._method})"
         self._timed = has_time(in_schema)
         self._with_ctx = takes_context(function)
         self._hints = function_hints(function) if not isinstance(function, type) else {}
@@ -94,7 +95,7 @@ class _RowFunctionProcessor(Processor):
 
     def _decoded(self, batch: pa.RecordBatch) -> tuple[list[Any], pa.RecordBatch]:
         rows, batch = decode_rows(
-            self._codec, batch, lambda one, error: self._failures.row(self.who, error, one)
+            self._codec, batch, lambda one, error: self._failures.row(self._method, error, one)
         )
         self._row.times = times_of(batch) if self._timed else None
         return rows, batch
@@ -163,7 +164,7 @@ class RowMapProcessor(_RowFunctionProcessor):
         start = 0
 
         def bad(index: int, error: Exception) -> None:
-            self._failures.row(self.who, error, batch.slice(index, 1), row=rows[index])
+            self._failures.row(self._method, error, batch.slice(index, 1), row=rows[index])
 
         while start < len(rows):
             try:
@@ -223,7 +224,7 @@ class RowFilterProcessor(_RowFunctionProcessor):
                 start = len(rows)
             except Exception as error:
                 index = row.index
-                self._failures.row(self.who, error, batch.slice(index, 1), row=rows[index])
+                self._failures.row(self._method, error, batch.slice(index, 1), row=rows[index])
                 start = index + 1
         self._row.leave()
         if keep.all():
