@@ -91,7 +91,7 @@ def run_and_kill(
             "PENSTOCK_FAILPOINTS": "before-commit-send@controller#3=kill",
             "PENSTOCK_FAILPOINTS_ONCE": once,
         }
-        chaos = Chaos(command, {**environment, **fire}, seed, pause_s=(1.0, 2.5), log=log)
+        chaos = Chaos(command, {**environment, **fire}, seed, pause_s=(2.0, 4.0), log=log)
         report = chaos.run(kill_for_s=600, timeout_s=600, kills_max=20)
         between = len(os.listdir(once))
     restores = restored_checkpoints(str(state), "flights")
