@@ -58,6 +58,7 @@ class Logic(ABC):
     kind: str = ""
     stateful: bool = False
     identity_rule: IdentityRule = "position"
+    parallelism_max: int | None = None
 
     @property
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -12,16 +12,20 @@ from penstock.elements.durations import FOREVER, duration_ns
 from penstock.elements.errors import PlanError
 from penstock.elements.signals import TIME_COLUMN
 from penstock.expressions.types import type_text
-from penstock.operators.processor import MAIN, Processor
+from penstock.operators.joins import (
+    FOREVER_NS,
+    LATE_RIGHT,
+    IntervalJoinProcessor,
+    JoinProcessor,
+    WindowJoinProcessor,
+)
+from penstock.operators.processor import LATE, MAIN, Processor
 from penstock.operators.windows.descriptors import Cumulate, Hop, Tumble
 
 from .graph import BuildContext, Columns, Logic, Options, Port, user_columns
 from .keyed_stream import require_event_time
 from .schema_check import at_line, check_keys, common_type, plan_error
 from .stream import Stream
-
-if TYPE_CHECKING:
-    from penstock.operators.joins import JoinKind
 
 KINDS = ("inner", "left", "right", "full", "semi", "anti")
 ONE_SIDED = ("semi", "anti")
@@ -36,7 +40,6 @@ class Bound:
     window: Any = None
     low_ns: int = 0
     high_ns: int = 0
-    ttl_ns: int | None = None
     text: str = ""
 
 
@@ -63,34 +66,31 @@ class JoinLogic(Logic):
         return f"join({self.bound.text})"
 
     def outputs(self, inputs: Sequence[pa.Schema]) -> dict[str, pa.Schema]:
-        """Pairs."""
+        """Pairs, and late rows of either side as they came."""
         return dict(self._make(inputs).outputs)
 
     def needs(
         self, inputs: Sequence[pa.Schema], required: Mapping[str, Columns]
     ) -> Sequence[Columns]:
         """Keys, and from each side what is required of it."""
-        wanted = required.get(MAIN, frozenset())
-        sides = [(wanted & set(schema.names)) | set(self.on) for schema in inputs]
-        return [side - {TIME_COLUMN} for side in sides]
+        wanted = required.get(MAIN, frozenset()) | set(self.on)
+        needed = []
+        for schema, late in zip(inputs, (LATE, LATE_RIGHT), strict=True):
+            of_side = (wanted & set(schema.names)) | required.get(late, frozenset())
+            needed.append(of_side - {TIME_COLUMN})
+        return needed
 
     def processor(self, inputs: Sequence[pa.Schema], build: BuildContext) -> Processor:
         """One of the engine's joins."""
-        made: Processor = self._make(inputs)
-        return made
+        return self._make(inputs)
 
-    def _make(self, inputs: Sequence[pa.Schema]) -> Any:
-        from penstock.operators import joins
-
+    def _make(self, inputs: Sequence[pa.Schema]) -> JoinProcessor:
         left, right = inputs
-        how: JoinKind = self.how  # type: ignore[assignment]
-        bound = self.bound
-        if bound.kind == "window":
-            return joins.WindowJoinProcessor(bound.window, self.on, how, left, right)
-        if bound.kind == "within":
-            between = (bound.low_ns, bound.high_ns)
-            return joins.IntervalJoinProcessor(between, self.on, how, left, right)
-        raise PlanError(f"{self.who}: joins bounded by ttl are not there yet")
+        bound, said = self.bound, (self.who, self.location)
+        if bound.window is not None:
+            return WindowJoinProcessor(bound.window, self.on, self.how, left, right, *said)
+        between = (bound.low_ns, bound.high_ns)
+        return IntervalJoinProcessor(between, self.on, self.how, left, right, *said)
 
     def identity(self) -> tuple[str, ...]:
         """Kind, bound and key."""
@@ -125,8 +125,9 @@ def join_streams(
     if check_keys(keys, right._schema, "join(on=), right stream", location) != keys:
         raise plan_error("join", "the keys have different names on the two sides", location)
     who = f"join({bound.text})"
-    for stream in (left, right):
-        require_event_time(stream, who, location)
+    if bound.high_ns != FOREVER_NS:
+        for stream in (left, right):
+            require_event_time(stream, who, location)
     if how not in ONE_SIDED:
         _refuse_equal_names(left, right, keys, location)
     left, right = _one_key_type(left, right, keys, location)
@@ -154,8 +155,17 @@ def _bound(bounds: Mapping[str, Any], location: str) -> Bound:
         return Bound(kind, window=value, text=value.text)
     if kind == "within":
         return _within(value, location)
-    ttl_ns = None if value == FOREVER else duration_ns(value, "join(ttl=)")
-    return Bound(kind, ttl_ns=ttl_ns, text=f"ttl {value}")
+    return _ttl(value, location)
+
+
+def _ttl(value: Any, location: str) -> Bound:
+    """Rows that old are forgotten, in event time: the same whatever the order of arrival."""
+    if value == FOREVER:
+        return Bound("ttl", low_ns=-FOREVER_NS, high_ns=FOREVER_NS, text="ttl FOREVER")
+    ttl_ns = duration_ns(value, "join(ttl=)")
+    if ttl_ns < 0:
+        raise plan_error("join", f"ttl={value!r} is negative", location)
+    return Bound("ttl", low_ns=-ttl_ns, high_ns=ttl_ns, text=f"ttl {value}")
 
 
 def _within(value: Any, location: str) -> Bound:

@@ -72,24 +72,7 @@ class KeyedStream(Generic[T]):
 
         Rows up to `allowed_lateness` behind the watermark still count, and correct results.
         """
-        location = user_location()
-        if not isinstance(window, (Tumble, Hop, Cumulate, Session, CountWindow)):
-            raise plan_error(
-                "window",
-                f"{window!r} is not a window",
-                location,
-                'There are ps.tumble("1 hour"), ps.hop, ps.session, ps.cumulate, ps.count_window.',
-            )
-        require_event_time(self._stream, f"window({window.text})", location)
-        lateness_ns = 0
-        if allowed_lateness is not None:
-            try:
-                lateness_ns = duration_ns(allowed_lateness, "window(allowed_lateness=)")
-            except PlanError as error:
-                raise at_line(error, location) from None
-            if lateness_ns < 0:
-                raise plan_error("window", "allowed_lateness cannot be negative", location)
-        return WindowedStream(self, window, lateness_ns)
+        return windowed(self, window, allowed_lateness, user_location())
 
 
 class WindowedStream(Generic[T]):
@@ -118,8 +101,32 @@ class WindowedStream(Generic[T]):
             stream._pipeline.functions,
             location,
         )
-        port = Port(stream._taps, "hash", self._keyed.keys)
+        keys = self._keyed.keys
+        port = Port(stream._taps, "hash" if keys else "none", keys)
         return stream._made(logic, [port], location)
+
+
+def windowed(
+    keyed: KeyedStream[T], window: Any, allowed_lateness: Duration | None, location: str
+) -> WindowedStream[T]:
+    """The windows of a keyed stream, or of a whole one, which has no keys."""
+    if not isinstance(window, (Tumble, Hop, Cumulate, Session, CountWindow)):
+        raise plan_error(
+            "window",
+            f"{window!r} is not a window",
+            location,
+            'There are ps.tumble("1 hour"), ps.hop, ps.session, ps.cumulate, ps.count_window.',
+        )
+    require_event_time(keyed._stream, f"window({window.text})", location)
+    lateness_ns = 0
+    if allowed_lateness is not None:
+        try:
+            lateness_ns = duration_ns(allowed_lateness, "window(allowed_lateness=)")
+        except PlanError as error:
+            raise at_line(error, location) from None
+        if lateness_ns < 0:
+            raise plan_error("window", "allowed_lateness cannot be negative", location)
+    return WindowedStream(keyed, window, lateness_ns)
 
 
 def require_event_time(stream: Stream[Any], who: str, location: str) -> None:

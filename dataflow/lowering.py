@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from penstock.elements.keygroup import KEY_GROUPS
 from penstock.operators.cast_columns import CastColumns
 from penstock.operators.error_policy import DeadLetter
 from penstock.operators.processor import DEAD, MAIN, Processor
@@ -19,6 +20,7 @@ from .ends import SinkLogic, SourceLogic
 from .fusion import Stage
 from .graph import BuildContext, Columns, Exchange, IdentityRule, Logic, Node, Port, select_columns
 from .pruning import Needs
+from .schema_check import plan_error
 from .values import ValueLogic, make_stage, shrink
 
 Feed = tuple[int, str]
@@ -136,8 +138,18 @@ class Lowering:
     def _parallelism(self, stage: Stage) -> int:
         node = stage.first
         asked = max((n.options.parallelism or 0 for n in stage.nodes), default=0)
-        if asked:
-            return asked
+        limit = node.logic.parallelism_max or KEY_GROUPS
+        if max(asked, self.parallelism) > KEY_GROUPS or asked > limit:
+            raise plan_error(
+                stage.name,
+                f"parallelism {max(asked, self.parallelism)} is more than {limit}",
+                node.location,
+                "Without key_by() all rows meet in one subtask."
+                if limit == 1
+                else "There are that many key groups; a subtask owns one at least.",
+            )
+        if asked or limit == 1:
+            return asked or 1
         if isinstance(node.logic, SourceLogic):
             return self._source_parallelism(node.logic)
         if any(port.exchange == "hash" for port in node.ports):

@@ -17,6 +17,7 @@ from penstock.expressions.check import Checker, require_condition
 from penstock.expressions.expression import ExprLike, as_expr
 from penstock.operators.declared import Output
 from penstock.operators.error_policy import DeadLetter, Drop, Fail
+from penstock.operators.joins import LATE_RIGHT
 from penstock.operators.processor import LATE
 from penstock.operators.sink import Sink
 
@@ -45,8 +46,9 @@ from .values import Drop as DropColumns
 
 if TYPE_CHECKING:
     from penstock.operators.python_operator import Operator
+    from penstock.operators.windows.descriptors import Window
 
-    from .keyed_stream import KeyedStream
+    from .keyed_stream import KeyedStream, WindowedStream
     from .pipeline import Pipeline
 
 T = TypeVar("T")
@@ -204,6 +206,14 @@ class Stream(Generic[T]):
         keys = check_keys(columns, self._schema, "key_by", user_location())
         return KeyedStream(self, tuple(keys))
 
+    def window(
+        self, window: Window, *, allowed_lateness: Duration | None = None
+    ) -> WindowedStream[T]:
+        """Windows over all rows, whatever their key; they meet in one subtask. See key_by()."""
+        from .keyed_stream import KeyedStream, windowed
+
+        return windowed(KeyedStream(self, ()), window, allowed_lateness, user_location())
+
     def union(self, *others: Stream[Any]) -> Stream[T]:
         """The rows of all streams, which have the same columns; in no particular order."""
         location = user_location()
@@ -251,8 +261,13 @@ class Stream(Generic[T]):
 
     @property
     def late(self) -> Stream[Any]:
-        """Rows that came later than the allowed lateness of the window before."""
+        """Rows that came later than the allowed lateness; of a join, those of the left stream."""
         return self._side(LATE, user_location())
+
+    @property
+    def late_right(self) -> Stream[Any]:
+        """Late rows of the right stream of the join before."""
+        return self._side(LATE_RIGHT, user_location())
 
     def sink(self, sink: Sink, *, name: str | None = None, parallelism: int | None = None) -> None:
         """Hand the rows to a sink, and make all this part of the pipeline's run."""

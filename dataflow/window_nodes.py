@@ -14,7 +14,9 @@ from penstock.expressions.expression import ExprLike, as_expr
 from penstock.operators.aggregates import Aggregation
 from penstock.operators.processor import LATE, MAIN, Processor
 from penstock.operators.windows.aggregate import WindowAggregateProcessor
+from penstock.operators.windows.count import CountAggregateProcessor
 from penstock.operators.windows.descriptors import CountWindow, Cumulate, Hop, Session, Tumble
+from penstock.operators.windows.session import SessionAggregateProcessor
 
 from .graph import BuildContext, Columns, Logic
 
@@ -59,7 +61,14 @@ class WindowLogic(Logic):
 
     def outputs(self, inputs: Sequence[pa.Schema]) -> dict[str, pa.Schema]:
         """Results, and late rows as they came."""
-        return {MAIN: self._make(inputs[0]).out_schema, LATE: inputs[0]}
+        results = {MAIN: self._make(inputs[0]).out_schema}
+        # Windows of so many rows know no lateness.
+        return results if isinstance(self.window, CountWindow) else {**results, LATE: inputs[0]}
+
+    @property
+    def parallelism_max(self) -> int | None:  # type: ignore[override]
+        """Without a key all rows meet in one place."""
+        return None if self.keys else 1
 
     def needs(
         self, inputs: Sequence[pa.Schema], required: Mapping[str, Columns]
@@ -101,14 +110,10 @@ def make_window(
             window, keys, aggregation, schema, lateness_ns, who, location
         )
     if isinstance(window, Session):
-        from penstock.operators.windows.session import SessionAggregateProcessor
-
         return SessionAggregateProcessor(
             window, keys, aggregation, schema, lateness_ns, who, location
         )
     if isinstance(window, CountWindow):
-        from penstock.operators.windows.count import CountAggregateProcessor
-
         return CountAggregateProcessor(window, keys, aggregation, schema, who, location)
     raise PlanError(f"{who}: {window!r} is not a window")
 

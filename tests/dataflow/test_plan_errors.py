@@ -224,3 +224,57 @@ def test_an_operator_with_side_outputs_only_has_no_rows() -> None:
     sorted_.output(Sort.early).sink(Keep())
     assert len(plan_of(p).vertices) == 2
     assert "it yields only to side outputs" in text_of(lambda: sorted_.sink(Keep()))
+
+
+JOINS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"on": "tail"}, ["exactly one bound on what it remembers, and nothing is given"]),
+    (
+        {"on": "tail", "window": ps.tumble("1 hour"), "ttl": "1 day"},
+        ["exactly one bound", "window and ttl is given", "ps.FOREVER"],
+    ),
+    (
+        {"on": "tail", "ttl": "1 day"},
+        ["both streams have a column carrier", 'right.rename(carrier_2="carrier")'],
+    ),
+    ({"on": "tial", "ttl": "1 day"}, ['join(on=), left stream: no column "tial"']),
+    ({"on": "tail", "ttl": "1 day", "how": "cross"}, ["how='cross'; there are inner, left"]),
+    ({"on": "tail", "ttl": "-1 day"}, ["ttl='-1 day' is negative"]),
+    ({"on": "tail", "ttl": 5}, ["5 is not a duration"]),
+    ({"on": "tail", "within": "1 hour"}, ["is not a pair of durations"]),
+    ({"on": "tail", "within": ("1 hour", "-5 min")}, ["the first is the lower bound"]),
+    ({"on": "tail", "window": ps.session("1 hour")}, ["ps.tumble or ps.hop"]),
+]
+
+
+@pytest.mark.parametrize(("said", "parts"), JOINS)
+def test_a_join_says_what_it_lacks(said: dict[str, Any], parts: list[str]) -> None:
+    p = ps.Pipeline("p")
+    a, b = flights(p, feed=Feed(name="a")), flights(p, feed=Feed(name="b"))
+    text = text_of(lambda: a.join(b, **said))
+    for part in parts:
+        assert part in text
+
+
+def test_keys_of_a_join_must_be_of_kinds_that_can_be_equal() -> None:
+    p = ps.Pipeline("p")
+    a = p.source(Feed(pa.schema([("k", pa.int64())]), name="a"))
+    b = p.source(Feed(pa.schema([("k", pa.string())]), name="b"))
+    text = text_of(lambda: a.join(b, on="k", ttl=ps.FOREVER))
+    assert 'join: the key "k" is' in text
+    assert 'Cast one first:  .with_columns(k="CAST(k AS ...)")' in text
+
+
+def test_a_join_in_event_time_needs_it_on_both_sides() -> None:
+    p = ps.Pipeline("p")
+    a, b = flights(p), p.source(Feed(pa.schema([("tail", pa.string())]), name="b"))
+    text = text_of(lambda: a.join(b, on="tail", within=("-1 hour", "1 hour")))
+    assert 'join(within -1 hour to 1 hour) on "b": the stream has no event time' in text
+
+
+def test_windows_without_a_key_run_in_one_subtask() -> None:
+    p = ps.Pipeline("p")
+    hot = flights(p).window(ps.tumble("1 hour")).aggregate(n="count(*)")
+    hot.options(parallelism=3).sink(Keep())
+    text = text_of(lambda: plan_of(p))
+    assert "tumble: parallelism 3 is more than 1" in text
+    assert "Without key_by() all rows meet in one subtask." in text

@@ -63,6 +63,15 @@ def read(p: ps.Pipeline, folder: str) -> ps.Stream[Any]:
     )
 
 
+def read_again(p: ps.Pipeline, folder: str) -> ps.Stream[Any]:
+    return p.source(
+        ps.FileSource(f"{folder}/*.parquet"),
+        event_time="dep_time",
+        out_of_order="2 days",
+        name="again",
+    )
+
+
 def test_values(case: Any) -> None:
     rows, folder, parallelism = case
     p = ps.Pipeline("p")
@@ -198,3 +207,75 @@ def test_bad_rows_go_where_the_policy_says(case: Any, tmp_path: Any) -> None:
     assert sorted((r["distance"], r["notes"]) for r in raw) == sorted(
         (r["distance"], r["notes"]) for r in bad
     )
+
+
+@pytest.mark.parametrize(
+    "window", [ps.tumble("1 hour"), ps.session("2 minutes")], ids=["tumble", "session"]
+)
+def test_windows_without_a_key_see_all_rows(case: Any, window: Any) -> None:
+    rows, folder, parallelism = case
+    p = ps.Pipeline("p")
+    read(p, folder).window(window).aggregate(n="count(*)").sink(Keep(), name="out")
+    plan = plan_of(p, parallelism)
+    found = Interpreter(plan).run().rows("out")
+    assert sum(r["n"] for r in found) == len(rows)
+    starts = [r["window_start"] for r in found]
+    assert len(set(starts)) == len(starts)
+
+
+def test_joins_in_windows(case: Any) -> None:
+    rows, folder, parallelism = case
+    p = ps.Pipeline("p")
+    left = read(p, folder).select("tail", "dep_time", "distance", "notes")
+    hub = read_again(p, folder).filter("carrier = 'AA'").select("tail", other="distance")
+    joined = left.join(hub, on="tail", how="left", window=ps.tumble("6 hours"))
+    assert joined.schema.names == ["tail", "dep_time", "distance", "notes", "other"]
+    joined.select("tail", "distance", "other").sink(Keep())
+    found = Interpreter(plan_of(p, parallelism)).run().rows("keep")
+
+    def place(row: dict[str, Any]) -> Any:
+        return row["tail"], (row["dep_time"] - START) // timedelta(hours=6)
+
+    theirs = defaultdict(list)
+    for r in rows:
+        if r["carrier"] == "AA":
+            theirs[place(r)].append(r["distance"])
+    expected = [
+        {"tail": r["tail"], "distance": r["distance"], "other": other}
+        for r in rows
+        for other in theirs.get(place(r)) or [None]
+    ]
+    assert found == sorted(expected, key=repr)
+
+
+def test_joins_within_a_distance_in_time(case: Any) -> None:
+    rows, folder, parallelism = case
+    p = ps.Pipeline("p")
+    left = read(p, folder).filter("carrier = 'UA'").select("tail", "dep_time")
+    right = read_again(p, folder).filter("carrier = 'AA'").select("tail", then="dep_time")
+    left.join(right, on="tail", within=("-5 min", "1 hour")).sink(Keep("a"), name="within")
+    run = Interpreter(plan_of(p, parallelism)).run()
+    expected = [
+        {"tail": a["tail"], "dep_time": a["dep_time"], "then": b["dep_time"]}
+        for a in rows
+        for b in rows
+        if a["carrier"] == "UA"
+        and b["carrier"] == "AA"
+        and a["tail"] == b["tail"]
+        and timedelta(minutes=-5) <= b["dep_time"] - a["dep_time"] <= timedelta(hours=1)
+    ]
+    assert run.rows("within") == sorted(expected, key=repr)
+
+
+def test_joins_that_remember_for_ever_need_no_event_time_and_cast_their_keys() -> None:
+    p = ps.Pipeline("p")
+    a = p.source(pa.table({"id": pa.array([1, 2, 3, None], pa.int32()), "x": list("abcd")}))
+    b = p.source(pa.table({"id": pa.array([3, 3, 4, None], pa.int64()), "y": list("pqrs")}))
+    a.join(b, on="id", ttl=ps.FOREVER).sink(Keep())
+    plan = plan_of(p, 3)
+    keyed = [edge.schema.field("id").type for edge in plan.edges]
+    assert keyed == [pa.int64(), pa.int64()]
+    assert Interpreter(plan).run().rows("keep") == [
+        {"id": 3, "x": "c", "y": "p"},
+        {"id": 3, "x": "c", "y": "q"},
+    ]
