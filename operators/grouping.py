@@ -116,12 +116,15 @@ def _struct_codes(column: pa.Array) -> tuple[Indices, int]:
 
 
 def canonical(column: pa.Array) -> pa.Array:
-    """`column` with one zero and one width of float, so that equal keys have equal bytes."""
+    """`column` with one zero, one NaN and one width of float: equal keys have equal bytes."""
     if pa.types.is_float16(column.type):
         column = column.cast(pa.float32())
-    if pa.types.is_floating(column.type):
-        return pc.add(column, pa.scalar(0, column.type))
-    return column
+    if not pa.types.is_floating(column.type):
+        return column
+    nans = pc.is_nan(column)
+    if nans.true_count:
+        column = pc.if_else(nans, pa.scalar(float("nan"), column.type), column)
+    return pc.add(column, pa.scalar(0, column.type))
 
 
 def _dense(codes: Indices, span: int) -> tuple[Indices, int]:

@@ -21,7 +21,7 @@ from penstock.state.backend import StateBackend, Table
 
 from .event_times import TIME_FIELD, time_array, times_of
 
-How = Literal["inner", "left", "right", "full", "semi", "anti"]
+JoinKind = Literal["inner", "left", "right", "full", "semi", "anti"]
 LEFT, RIGHT = 0, 1
 """The ports of a join."""
 LATE_RIGHT = "late_right"
@@ -30,18 +30,23 @@ LATE_RIGHT = "late_right"
 Numbers = npt.NDArray[np.int64]
 
 
-def checked_how(how: str, who: str, location: str = "") -> How:
+def checked_how(how: str, who: str, location: str = "") -> JoinKind:
     """`how`, if it is one; raises PlanError."""
-    if how in get_args(How):
-        return cast(How, how)
-    choice = ", ".join(get_args(How))
+    if how in get_args(JoinKind):
+        return cast(JoinKind, how)
+    choice = ", ".join(get_args(JoinKind))
     raise PlanError(
         f"{who}: how={how!r} is not a way to join; there are {choice}  {location}".rstrip()
     )
 
 
 def join_schema(
-    left: pa.Schema, right: pa.Schema, keys: Sequence[str], how: How, who: str, location: str = ""
+    left: pa.Schema,
+    right: pa.Schema,
+    keys: Sequence[str],
+    how: JoinKind,
+    who: str,
+    location: str = "",
 ) -> pa.Schema:
     """Keys, the left's other columns, the right's, `_time`; raises PlanError for equal names."""
     for name in keys:
@@ -67,7 +72,7 @@ def join_schema(
     return pa.schema(fields)
 
 
-def _key_field(left: pa.Field, right: pa.Field, how: How) -> pa.Field:
+def _key_field(left: pa.Field, right: pa.Field, how: JoinKind) -> pa.Field:
     if how == "inner":
         return left.with_nullable(False)
     if how in ("left", "semi", "anti"):
@@ -146,7 +151,7 @@ class Kept:
 class Results:
     """Makes result rows."""
 
-    def __init__(self, left: Side, right: Side, schema: pa.Schema, how: How) -> None:
+    def __init__(self, left: Side, right: Side, schema: pa.Schema, how: JoinKind) -> None:
         self.schema = schema
         self._left, self._right = left, right
         self._both = how not in ("semi", "anti")

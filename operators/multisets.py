@@ -99,6 +99,7 @@ def _quantiles(
     above = numbers[np.minimum(np.searchsorted(until, before + high, side="right"), last)]
     weight = at - low
     with np.errstate(invalid="ignore"):
-        # Equal neighbours are taken as they are: infinity minus itself would be NaN.
-        found = np.where((weight == 0) | (below == above), below, below + (above - below) * weight)
+        # Taken as it is where nothing is to be mixed: infinity times zero would be NaN.
+        near = (weight == 0) | (below == above)
+        found = np.where(near, below, below * (1 - weight) + above * weight)
     return fixed_array(pa.float64(), found, rows > 0)

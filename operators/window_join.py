@@ -18,8 +18,8 @@ from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX, WATERMARK_MIN
 
 from .event_times import times_of
 from .grouping import Mask, group_rows
+from .join_processor import JoinProcessor
 from .join_sides import LEFT, RIGHT, Numbers, without_null_keys
-from .joins import JoinProcessor
 from .processor import ProcessorContext
 from .windows.assign import PaneGrid, expand, grid_of
 from .windows.descriptors import PaneWindow
@@ -32,16 +32,16 @@ class WindowJoinProcessor(JoinProcessor):
         self,
         window: PaneWindow,
         keys: Sequence[str],
+        how: str,
         left: pa.Schema,
         right: pa.Schema,
-        how: str = "inner",
         who: str = "join",
         location: str = "",
     ) -> None:
         for side, schema in (("left", left), ("right", right)):
             if TIME_COLUMN not in schema.names:
                 raise PlanError(f"{who}: the {side} side has no event time  {location}".rstrip())
-        super().__init__(keys, left, right, how, who, location)
+        super().__init__(keys, how, left, right, who, location)
         self._grid: PaneGrid = grid_of(window)
 
     def open(self, ctx: ProcessorContext) -> None:

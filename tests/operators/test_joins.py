@@ -11,10 +11,16 @@ import pytest
 
 from penstock.elements.errors import PlanError
 from penstock.operators.event_times import with_time
-from penstock.operators.join_sides import LATE_RIGHT, LEFT, RIGHT
-from penstock.operators.joins import FOREVER_NS, IntervalJoinProcessor, JoinProcessor
+from penstock.operators.joins import (
+    FOREVER_NS,
+    LATE_RIGHT,
+    LEFT,
+    RIGHT,
+    IntervalJoinProcessor,
+    JoinProcessor,
+    WindowJoinProcessor,
+)
 from penstock.operators.processor import LATE
-from penstock.operators.window_join import WindowJoinProcessor
 from penstock.operators.windows.descriptors import Cumulate, Hop, Tumble
 from penstock.testing.harness import Harness, batch_of
 
@@ -32,7 +38,7 @@ def batch(rows: list[Row], port: int) -> pa.RecordBatch:
 
 
 def harness_of(made: JoinProcessor, **options: Any) -> Harness:
-    schemas = {"main": made.out_schema, **made.late_schemas}
+    schemas = made.outputs
     return Harness(made, [L_ROWS, R_ROWS], out_schemas=schemas, **options)
 
 
@@ -133,7 +139,7 @@ OUTER = ["inner", "left", "right", "full"]
 @pytest.mark.parametrize("how", [*OUTER, "semi", "anti"])
 @pytest.mark.parametrize("seed", range(2))
 def test_window_joins_give_what_nested_loops_give(window: Any, how: str, seed: int) -> None:
-    driven = harness_of(WindowJoinProcessor(window, KEYS, L_ROWS, R_ROWS, how))
+    driven = harness_of(WindowJoinProcessor(window, KEYS, how, L_ROWS, R_ROWS))
     left, right = drive(driven, random.Random(seed))
     assert given(driven.taken()) == expected_window(window, left, right, how)
     assert driven.rows_behind_watermark == 0
@@ -147,7 +153,7 @@ def test_window_joins_give_what_nested_loops_give(window: Any, how: str, seed: i
 def test_interval_joins_give_what_nested_loops_give(
     bounds: tuple[int, int], how: str, seed: int
 ) -> None:
-    driven = harness_of(IntervalJoinProcessor(*bounds, KEYS, L_ROWS, R_ROWS, how))
+    driven = harness_of(IntervalJoinProcessor(bounds, KEYS, how, L_ROWS, R_ROWS))
     left, right = drive(driven, random.Random(seed))
     assert given(driven.taken()) == expected_interval(*bounds, left, right, how)
     assert driven.rows_behind_watermark == 0
@@ -158,8 +164,8 @@ def test_interval_joins_give_what_nested_loops_give(
 
 def test_late_rows_go_to_the_output_of_their_side() -> None:
     for made in (
-        IntervalJoinProcessor(-5, 5, KEYS, L_ROWS, R_ROWS),
-        WindowJoinProcessor(Tumble(10), KEYS, L_ROWS, R_ROWS),
+        IntervalJoinProcessor((-5, 5), KEYS, "inner", L_ROWS, R_ROWS),
+        WindowJoinProcessor(Tumble(10), KEYS, "inner", L_ROWS, R_ROWS),
     ):
         driven = harness_of(made)
         driven.send(batch([(1, "a", 1, 15)], LEFT), LEFT).advance(9)
@@ -172,7 +178,7 @@ def test_late_rows_go_to_the_output_of_their_side() -> None:
 
 
 def test_state_is_forgotten_as_soon_as_nothing_can_match() -> None:
-    driven = harness_of(IntervalJoinProcessor(-5, 10, KEYS, L_ROWS, R_ROWS))
+    driven = harness_of(IntervalJoinProcessor((-5, 10), KEYS, "inner", L_ROWS, R_ROWS))
     driven.send(batch([(1, "a", 1, 0)], LEFT), LEFT)
     driven.send(batch([(1, "a", 1, 0)], RIGHT), RIGHT)
     driven.advance(5)
@@ -184,7 +190,9 @@ def test_state_is_forgotten_as_soon_as_nothing_can_match() -> None:
 
 
 def test_a_join_for_ever_needs_no_event_time() -> None:
-    made = IntervalJoinProcessor(-FOREVER_NS, FOREVER_NS, ["k", "s"], L_COLUMNS, R_COLUMNS)
+    made = IntervalJoinProcessor(
+        (-FOREVER_NS, FOREVER_NS), ["k", "s"], "inner", L_COLUMNS, R_COLUMNS
+    )
     assert made.out_schema.names == ["k", "s", "l", "r"]
     driven = Harness(made, [L_COLUMNS, R_COLUMNS], out_schemas={"main": made.out_schema})
     driven.send(batch_of(L_COLUMNS, [(1, "a", 7)]), LEFT).advance(2**62).restart()
@@ -196,12 +204,12 @@ def test_rows_move_to_another_parallelism_with_their_keys() -> None:
     rng = random.Random(4)
     left = [(i % 30, "a", i, rng.randint(0, 20)) for i in range(100)]
     right = [(i % 30, "a", i, rng.randint(0, 20)) for i in range(100)]
-    single = harness_of(WindowJoinProcessor(Tumble(10), KEYS, L_ROWS, R_ROWS, "full"))
+    single = harness_of(WindowJoinProcessor(Tumble(10), KEYS, "full", L_ROWS, R_ROWS))
     single.send(batch(left, LEFT), LEFT)
     sections = single.cut()
     parts = [
         harness_of(
-            WindowJoinProcessor(Tumble(10), KEYS, L_ROWS, R_ROWS, "full"),
+            WindowJoinProcessor(Tumble(10), KEYS, "full", L_ROWS, R_ROWS),
             restored=sections,
             subtask=subtask,
             parallelism=3,
@@ -225,7 +233,7 @@ def _owner(row: Row) -> int:
 
 def test_the_results_columns_say_what_may_be_null() -> None:
     def nullable(how: str) -> dict[str, bool]:
-        made = WindowJoinProcessor(Tumble(10), ["k"], A, B, how)
+        made = WindowJoinProcessor(Tumble(10), ["k"], how, A, B)
         return {field.name: field.nullable for field in made.out_schema}
 
     plain = pa.field("k", pa.int64(), nullable=False)
@@ -239,19 +247,19 @@ def test_the_results_columns_say_what_may_be_null() -> None:
 
 def test_joins_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(PlanError, match=r"both sides have a column 's'(.|\n)*rename"):
-        WindowJoinProcessor(Tumble(10), ["k"], L_ROWS, R_ROWS)
+        WindowJoinProcessor(Tumble(10), ["k"], "inner", L_ROWS, R_ROWS)
     with pytest.raises(PlanError, match="not a way to join"):
-        WindowJoinProcessor(Tumble(10), KEYS, L_ROWS, R_ROWS, "outer")
+        WindowJoinProcessor(Tumble(10), KEYS, "outer", L_ROWS, R_ROWS)
     with pytest.raises(PlanError, match="low > high"):
-        IntervalJoinProcessor(5, -5, KEYS, L_ROWS, R_ROWS)
+        IntervalJoinProcessor((5, -5), KEYS, "inner", L_ROWS, R_ROWS)
     with pytest.raises(PlanError, match="needs  window="):
-        IntervalJoinProcessor(-5, 5, KEYS, L_ROWS, R_ROWS, "semi")
+        IntervalJoinProcessor((-5, 5), KEYS, "semi", L_ROWS, R_ROWS)
     with pytest.raises(PlanError, match="no event time"):
-        WindowJoinProcessor(Tumble(10), KEYS, L_COLUMNS, R_ROWS)
+        WindowJoinProcessor(Tumble(10), KEYS, "inner", L_COLUMNS, R_ROWS)
     with pytest.raises(PlanError, match="needs event time"):
-        IntervalJoinProcessor(-5, 5, KEYS, L_COLUMNS, R_ROWS)
+        IntervalJoinProcessor((-5, 5), KEYS, "inner", L_COLUMNS, R_ROWS)
     with pytest.raises(PlanError, match="without a match, which needs a bound"):
-        IntervalJoinProcessor(-FOREVER_NS, FOREVER_NS, KEYS, L_ROWS, R_ROWS, "left")
+        IntervalJoinProcessor((-FOREVER_NS, FOREVER_NS), KEYS, "left", L_ROWS, R_ROWS)
     other = R_ROWS.set(2, pa.field("k", pa.int32()))
     with pytest.raises(PlanError, match="int64 on the left and int32"):
-        WindowJoinProcessor(Tumble(10), KEYS, L_ROWS, other)
+        WindowJoinProcessor(Tumble(10), KEYS, "inner", L_ROWS, other)
