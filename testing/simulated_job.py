@@ -31,7 +31,18 @@ STEPS_MAX = 60_000
 """Far more than the longest schedule takes; reaching it means that the job hangs."""
 FAULTS = (
     *("subtask", "subtask", "raise", "agent", "leader", "zombie", "power"),
-    *("put-crash", "put-crash", "put-error", "put-lost", "drop", "drop", "jump", "age", "stray"),
+    *(
+        "put-crash",
+        "put-crash",
+        "put-error",
+        "put-lost",
+        "drop",
+        "drop",
+        "jump",
+        "age",
+        "stray",
+        "stop",
+    ),
 )
 
 
@@ -179,7 +190,7 @@ class World:
         assert line == sorted(set(line))
         rows = [row for published in self._published.values() for row in published]
         values = sorted(row[0] for row in rows if row[0] != "total")
-        wanted = [10 * split + j for split in range(SPLITS) for j in range(SPLIT_ROWS)]
+        wanted = [100 * split + j for split in range(SPLITS) for j in range(SPLIT_ROWS)]
         assert values == wanted, f"rows {values}"
         for index in range(PARALLELISM):
             counts = sorted(row[2] for row in rows if row[0] != "total" and row[1] == index)

@@ -169,6 +169,9 @@ class Leader:
         living = [key for key, subtask in self._subtasks.items() if subtask.alive]
         if kind == "leader":
             self.die()
+        elif kind == "stop":
+            assert self._job is not None
+            self._carry_out(self._job.on_stop("checkpoint", self._world.now_ns))
         elif kind == "zombie":
             self.forsaken = True
         elif kind == "agent":

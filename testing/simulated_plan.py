@@ -64,7 +64,7 @@ PLAN = Plan(
     sources=("source",),
 )
 SETTINGS = JobSettings(
-    checkpoint_interval_s=20e-9,
+    checkpoint_interval_s=5e-9,
     checkpoint_timeout_s=200e-9,
     restart_attempts=10_000,
     restart_delay_s=5e-9,

@@ -42,8 +42,8 @@ from penstock.state.store import Store
 
 ROW, WATERMARK, BARRIER, END = "row", "watermark", "barrier", "end"
 Item = tuple[str, Any]
-SPLIT_ROWS = 3
-"""Rows of every split; row j of split i is the number 10 i + j, its time is j."""
+SPLIT_ROWS = 8
+"""Rows of every split; row j of split i is the number 100 i + j, its time is j."""
 
 
 @dataclass
@@ -202,7 +202,7 @@ class SimulatedSubtask:
         # The least position first, so that the promise below is true of all splits.
         split = min(open_splits, key=lambda name: (positions[name], name))
         position = positions[split]
-        value = int(split) * 10 + position
+        value = int(split) * 100 + position
         self.outputs[value % len(self.outputs)].append((ROW, (value, position)))
         positions[split] = position + 1
         self._send_all((WATERMARK, min(positions.values()) - 1))
