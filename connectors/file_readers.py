@@ -18,6 +18,7 @@ from penstock.elements.errors import ConnectorError
 from penstock.operators.source import Chunk, EndOfSplit, Position, SplitReader
 
 from .files import Compression, open_stream
+from .row_group_pruning import Comparison, useful_groups
 from .text_decode import Decode, decode_lines
 
 DECODED_ROWS = 64 * 1024
@@ -63,9 +64,13 @@ class BatchReader(SplitReader):
     """Rows [first, stop) of a columnar file, resumable at any row."""
 
     def __init__(
-        self, path: str, batches: Iterator[pa.RecordBatch], row: int, throttle: Throttle
+        self,
+        path: str,
+        batches: Iterator[tuple[int, pa.RecordBatch]],
+        row: int,
+        throttle: Throttle,
     ) -> None:
-        """`batches` begins at row `row` of the file."""
+        """`batches` gives each batch with its first row's place in the file, from `row` on."""
         self._path = path
         self._batches = batches
         self._row = row
@@ -78,7 +83,7 @@ class BatchReader(SplitReader):
         if limit == 0:
             return None
         if self._left is None or self._left.num_rows == 0:
-            self._left = self._next()
+            self._row, self._left = self._next()
         batch = self._left.slice(0, limit)
         self._left = self._left.slice(batch.num_rows)
         first = f"{self._path} row {self._row}"
@@ -86,11 +91,11 @@ class BatchReader(SplitReader):
         self._throttle.gave(batch.num_rows)
         return Chunk(batch, self._row, first)
 
-    def _next(self) -> pa.RecordBatch:
+    def _next(self) -> tuple[int, pa.RecordBatch]:
         try:
-            for batch in self._batches:
+            for row, batch in self._batches:
                 if batch.num_rows:
-                    return batch
+                    return row, batch
         except (OSError, pa.ArrowException) as error:
             raise ConnectorError(f"{self._path} near row {self._row}: {error}") from error
         raise EndOfSplit
@@ -98,9 +103,12 @@ class BatchReader(SplitReader):
 
 def open_parquet(
     path: str, columns: Sequence[str], groups: tuple[int, int], position: Position, cast: Cast,
-    throttle: Throttle,
+    throttle: Throttle, comparisons: Sequence[Comparison] = (),
 ) -> BatchReader:  # fmt: skip
-    """Row groups [start, stop) of a Parquet file from row `position` of the file on."""
+    """Row groups [start, stop) of a Parquet file from row `position` of the file on.
+
+    Row groups that cannot pass `comparisons` are not read.
+    """
     try:
         file = pq.ParquetFile(path, memory_map=False)
     except (OSError, pa.ArrowException) as error:
@@ -108,21 +116,21 @@ def open_parquet(
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     starts = [0, *itertools.accumulate(sizes)]
     row = max(position or 0, starts[groups[0]])
-    wanted = [i for i in range(*groups) if starts[i + 1] > row]
-    skip = row - starts[wanted[0]] if wanted else 0
+    left = [i for i in range(*groups) if starts[i + 1] > row]
+    wanted = [g for g in left if g in useful_groups(file.metadata, range(*groups), comparisons)]
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        left = skip
-        for batch in file.iter_batches(
-            DECODED_ROWS, row_groups=wanted, columns=list(columns), use_threads=False
-        ):
-            if left >= batch.num_rows:
-                left -= batch.num_rows
-                continue
-            rest, left = batch.slice(left), 0
-            yield cast(rest)
+    def batches() -> Iterator[tuple[int, pa.RecordBatch]]:
+        # One row group at a time: each batch then knows the row that it begins with.
+        for group in wanted:
+            at = starts[group]
+            for batch in file.iter_batches(
+                DECODED_ROWS, row_groups=[group], columns=list(columns), use_threads=False
+            ):
+                skip = min(max(0, row - at), batch.num_rows)
+                yield at + skip, cast(batch.slice(skip))
+                at += batch.num_rows
 
-    return BatchReader(path, batches() if wanted else iter(()), row, throttle)
+    return BatchReader(path, batches(), row, throttle)
 
 
 def open_arrow(
@@ -131,8 +139,8 @@ def open_arrow(
 ) -> BatchReader:  # fmt: skip
     """An Arrow IPC file or stream from row `position` on."""
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        left = position or 0
+    def batches() -> Iterator[tuple[int, pa.RecordBatch]]:
+        left, row = position or 0, position or 0
         with open_stream(path, compression) as stream:
             reader = (
                 pa.ipc.open_file(pa.BufferReader(stream.read()))
@@ -148,7 +156,8 @@ def open_arrow(
                     left -= batch.num_rows
                     continue
                 rest, left = batch.slice(left), 0
-                yield cast(rest.select(list(columns)))
+                yield row, cast(rest.select(list(columns)))
+                row += rest.num_rows
 
     return BatchReader(path, batches(), position or 0, throttle)
 

@@ -28,6 +28,7 @@ from penstock.operators.source import Position, ReaderContext, SourceConnector, 
 
 from .file_readers import LineReader, Throttle, open_arrow, open_parquet
 from .files import FileKind, kind_of, list_files, open_stream
+from .row_group_pruning import comparisons_of
 from .text_decode import csv_decoder, json_decoder
 
 SPLIT_BYTES = 64 * 1024 * 1024
@@ -188,7 +189,10 @@ class FileSource(SourceConnector[Any]):
         throttle = self._throttle
         names = self.schema.names
         if kind.format == "parquet":
-            return open_parquet(path, names, (start, stop), position, self._cast(path), throttle)
+            wanted = comparisons_of(self._options.predicate) if self._options.predicate else []
+            return open_parquet(
+                path, names, (start, stop), position, self._cast(path), throttle, wanted
+            )
         if kind.format == "arrow":
             cast = self._cast(path)
             return open_arrow(path, kind.compression, names, position, cast, throttle)

@@ -123,6 +123,34 @@ def test_row_groups_become_splits(tmp_path: Path) -> None:
     assert [r["n"] for rows, _ in read(source, 4, split=3) for r in rows] == list(range(30, 40))
 
 
+@pytest.mark.parametrize(
+    ("predicate", "groups"),
+    [
+        ("n >= 70", {7, 8, 9}),
+        ("n < 25 and 5 <= n", {0, 1, 2}),
+        ("n = 44", {4}),
+        ("s > 'text 89'", {8, 9}),
+        ("n + 1 > 1000", set(range(10))),
+        ("n = 'x'", set(range(10))),
+    ],
+)
+def test_row_groups_that_cannot_pass_the_predicate_are_not_read(
+    tmp_path: Path, predicate: str, groups: set[int]
+) -> None:
+    path = tmp_path / "groups.parquet"
+    pq.write_table(TABLE, path, row_group_size=10)
+    polls = read(FileSource(path).with_predicate(predicate), 7)
+    rows = [row["n"] for polled, _ in polls for row in polled]
+    expected = [n for n in range(100) if n // 10 in groups]
+    if predicate.startswith("s >"):
+        assert set(range(90, 100)) <= set(rows) < set(range(100))
+        return
+    assert rows == expected
+    for done, position in ((len(polls[0][0]), polls[0][1]), (len(rows), polls[-1][1])):
+        again = read(FileSource(path).with_predicate(predicate), 50, position)
+        assert [row["n"] for polled, _ in again for row in polled] == expected[done:]
+
+
 def test_bad_records_are_rejected_with_their_position_and_the_rest_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     lines = [b'{"n": 1}', b'{"n": "x"}', b"nonsense", b'{"n": 1.5}', b"", b'{"n": 2}', b"null"]
