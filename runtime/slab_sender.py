@@ -210,9 +210,9 @@ class SlabSender:
             return WAITS_FOR_SLOT
         size: int = ipc.get_record_batch_size(batch)
         if size > self._slot_bytes and batch.num_rows > 1:
-            # Rows of about one size fill the slot at the first guess; others are halved to fit.
-            guess = int(batch.num_rows * self._slot_bytes / size * SLOT_FILL)
-            batch = batch.slice(0, max(1, guess))
+            # Equal parts rather than full slots and a crumb; rows of uneven size are halved on.
+            parts = int(size / (self._slot_bytes * SLOT_FILL)) + 1
+            batch = batch.slice(0, -(-batch.num_rows // parts))
             size = ipc.get_record_batch_size(batch)
         while size > self._slot_bytes and batch.num_rows > 1:
             batch = batch.slice(0, batch.num_rows // 2)
