@@ -43,7 +43,7 @@ class KeyedStream(Generic[T]):
 
     def process(
         self,
-        operator: KeyedOperator[T, R],
+        operator: KeyedOperator[Any, R],
         broadcast: Stream[Any] | BroadcastStream[Any] | None = None,
         *,
         name: str | None = None,
