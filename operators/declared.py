@@ -356,13 +356,15 @@ class Side(Generic[T]):
 class Output(Declared, Generic[T]):
     """A side output: `yield self.unknown(row)`; `stream.output(LateInbound.unknown)` reads it."""
 
-    def __init__(self, schema: type[T] | pa.Schema) -> None:
+    @overload
+    def __init__(self, schema: type[T]) -> None: ...
+    @overload
+    def __init__(self: Output[Any], schema: pa.Schema) -> None: ...
+    def __init__(self, schema: Any) -> None:
         if not isinstance(schema, pa.Schema) and not is_row_class(schema):
             raise PlanError(f"Output({schema!r}): a schema is a row class or a pa.Schema")
         self.row_class: type[T] | None = None if isinstance(schema, pa.Schema) else schema
-        self.schema: pa.Schema = (
-            schema if isinstance(schema, pa.Schema) else row_schema(cast("type[Any]", schema))
-        )
+        self.schema: pa.Schema = schema if isinstance(schema, pa.Schema) else row_schema(schema)
 
     def __call__(self, row: T) -> Side[T]:
         return Side(self.name, row)

@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 
-import penstock
 from penstock.elements.conform import ConformError
 from penstock.elements.errors import PenstockError, PlanError, UserCodeError
 from penstock.elements.rows import RowError, row_text
@@ -27,7 +26,7 @@ DEAD_SCHEMA = pa.schema([("raw", pa.utf8()), ("error", pa.utf8()), ("position", 
 RAW_CHARS_MAX = 64 * 1024
 POISON_ROWS_MAX = 100
 """Rows of a failed batch that go into the poison folder when the bad one is not known."""
-_OURS = os.path.dirname(os.path.abspath(penstock.__file__)) + os.sep
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _NAMES = "elements state expressions operators dataflow connectors runtime cli testing"
 _LAYERS = tuple(os.path.realpath(os.path.join(_OURS, name)) + os.sep for name in _NAMES.split())
 """The layers are links: code objects may carry the path on either side."""
