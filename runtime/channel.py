@@ -57,6 +57,11 @@ class Sender(Protocol):
         """Publish what fits and ring the receiver; True when nothing is left queued."""
         ...
 
+    @property
+    def unread_limit(self) -> int:
+        """Rows that the receiver lets lie unread, as it said last (hazard 8); 0: any number."""
+        ...
+
     def statistics(self) -> ChannelStatistics: ...
 
 

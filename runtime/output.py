@@ -38,7 +38,8 @@ class OutputChannel:
 
     def add(self, batch: pa.RecordBatch, now_ns: int) -> None:
         """Gather rows; a full buffer is offered to the sender."""
-        if not self._held and batch.num_rows >= self._batch_rows:
+        target = self._target_rows()
+        if not self._held and batch.num_rows >= target:
             self._sender.offer(batch)
             self._offer_watermark()
             return
@@ -46,8 +47,18 @@ class OutputChannel:
             self._deadline_ns = now_ns + self._linger_ns
         self._held.append(batch)
         self._rows += batch.num_rows
-        if self._rows >= self._batch_rows:
+        if self._rows >= target:
             self.release()
+
+    def _target_rows(self) -> int:
+        """What is gathered stands before the next barrier as much as what lies unread does."""
+        limit = self._sender.unread_limit
+        return min(self._batch_rows, max(1, limit // 2)) if limit else self._batch_rows
+
+    @property
+    def unread_limit(self) -> int:
+        """Rows that the reader lets lie unread; 0: any number."""
+        return self._sender.unread_limit
 
     def watermark(self, watermark: int, now_ns: int) -> None:
         """Hold behind gathered rows, or send."""
@@ -129,6 +140,18 @@ class Outputs:
         """Send BARRIER, END or IDLE on every channel."""
         for channel in self._channels:
             channel.signal(kind, value)
+
+    def slice_rows(self, rows: int) -> int:
+        """How many of `rows` to work on before looking at the channels again (hazard 8).
+
+        A batch that is far larger than what a slow reader lets lie unread would stand between it
+        and the next barrier.
+        """
+        for channel in self._channels:
+            limit = channel.unread_limit
+            if limit and limit < rows:
+                rows = limit
+        return rows
 
     def flush(self) -> bool:
         """Publish on every channel; False while any channel is full."""

@@ -176,6 +176,11 @@ class SlabSender:
             self._touched = ALLOCATED_SLOTS
         return trimmed
 
+    @property
+    def unread_limit(self) -> int:
+        """The receiver's ROWS_LIMIT."""
+        return self._words[self._rows_limit_at]
+
     def statistics(self) -> ChannelStatistics:
         """`queued_rows` counts what the reader has not taken, published or not; `waits`, how often
         flush found no room."""

@@ -206,7 +206,7 @@ class Subtask:
     def _process_slice(self) -> None:
         assert self._work is not None
         port, batch = self._work
-        rows = self._pace.slice_rows
+        rows = self._outputs.slice_rows(self._pace.slice_rows)
         if batch.num_rows <= rows + rows // 2:
             self._work = None
         else:
@@ -226,7 +226,7 @@ class Subtask:
         if self._clock.monotonic_ns() < self._source_retry_ns:
             return False
         self._setup.progress.set("poll")
-        rows = min(self._source_rows, max(1, self._pace.slice_rows))
+        rows = self._outputs.slice_rows(min(self._source_rows, self._pace.slice_rows))
         started_ns = self._clock.monotonic_ns()
         before = self._chain.contexts[0].counters["rows_out"]
         worked = self._source.poll(rows)

@@ -18,6 +18,7 @@ class RecordingSender:
         self.offered: list[Any] = []
         self.unread = 0
         self.room = True
+        self.unread_limit = 0
 
     def offer(self, batch: pa.RecordBatch) -> None:
         self.offered.append(batch.column(0).to_pylist())
@@ -118,3 +119,14 @@ def test_one_full_channel_makes_the_subtask_wait() -> None:
     (first, full), (second, _) = channel(), channel()
     full.room = False
     assert not Outputs([first, second]).flush()
+
+
+def test_no_more_is_gathered_than_a_slow_reader_can_have_before_it() -> None:
+    output, sender = channel(batch_rows=100)
+    sender.unread_limit = 4
+    output.add(rows(1), 0)
+    assert sender.offered == []
+    output.add(rows(2), 0)
+    assert sender.offered == [[1, 2]]
+    assert Outputs([output]).slice_rows(100) == 4
+    assert Outputs([output]).slice_rows(3) == 3

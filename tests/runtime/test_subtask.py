@@ -87,6 +87,7 @@ class Target:
     def __init__(self) -> None:
         self.sent: list[Any] = []
         self.room = True
+        self.unread_limit = 0
 
     def offer(self, batch: pa.RecordBatch) -> None:
         self.sent.append(batch["n"].to_pylist())
