@@ -103,7 +103,7 @@ class Failures:
                 [
                     pa.array(letters, pa.utf8()),
                     pa.array([cause] * len(letters), pa.utf8()),
-                    pa.array([None] * len(letters), pa.utf8()),
+                    pa.array([self._ctx.origin] * len(letters), pa.utf8()),
                 ],
                 schema=DEAD_SCHEMA,
             ),
@@ -138,6 +138,7 @@ class Failures:
             epoch=self._ctx.checkpoint_id,
             key=row_text(key) if keyed else None,
             row=shown,
+            source=self._ctx.origin,
             traceback=user_frames(error),
             hint='To set such rows aside: .on_error(ps.DeadLetter("bad/"))'
             if given is not None
