@@ -20,8 +20,9 @@ from penstock.dataflow.settings import JobSettings
 from penstock.elements.errors import PlanError, StateError
 from penstock.state.store import LocalStore
 
+from .agent_handle import AgentHandle
 from .checkpoint_store import CheckpointStore
-from .controller import Controller
+from .controller import Agent, Controller
 from .deploying import Deployer
 from .enumerators import Enumerators
 from .log import Finished, read_history
@@ -34,6 +35,10 @@ ASIDE_MAX = 10_000
 
 class EmbeddedLauncher:
     """The engine behind Pipeline.run and start."""
+
+    def __init__(self, agent: Callable[[], Agent] = AgentHandle) -> None:
+        """`agent` makes what runs the processes; tests have their own."""
+        self._agent = agent
 
     def start(self, plan: Plan, settings: JobSettings) -> JobHandle:
         """Start, resume, or report that the job has finished.
@@ -76,7 +81,9 @@ class EmbeddedLauncher:
             log.warning("%s: %s", plan.name, warning)
         if checkpoints.manifest is not None:
             log.info("%s resumes from checkpoint %d", plan.name, checkpoints.manifest.id)
-        controller = Controller(plan, settings, checkpoints, deployer, enumerators, at_end=at_end)
+        controller = Controller(
+            plan, settings, checkpoints, deployer, enumerators, agent=self._agent, at_end=at_end
+        )
         controller.start()
         return controller
 

@@ -82,6 +82,8 @@ class SimulatedSubtask:
     commands: deque[Command] = field(default_factory=deque)
     events: deque[Event] = field(default_factory=deque)
     alive: bool = True
+    held: bool = False
+    """A source that reads nothing for now."""
 
     def __post_init__(self) -> None:
         self.kind = self.key.vertex
@@ -192,7 +194,7 @@ class SimulatedSubtask:
             output.append(item)
 
     def _poll(self) -> bool:
-        if self.kind != "source" or self._ended or self._paused:
+        if self.kind != "source" or self._ended or self._paused or self.held:
             return False
         positions: dict[str, int] = self._state["positions"]
         open_splits = [split for split in sorted(positions) if positions[split] < SPLIT_ROWS]
