@@ -50,6 +50,11 @@ class ProcessorContext(Protocol):
     scratch_dir: str
     """A directory on local disk for this attempt of this subtask; removed with the attempt."""
 
+    @property
+    def origin(self) -> str | None:
+        """Where the rows at hand were read, if a source of this very subtask is giving them."""
+        ...
+
     def collect(self, batch: pa.RecordBatch, output: str = MAIN) -> None:
         """Hand rows to whatever follows `output`. Empty batches and unlinked outputs are fine."""
         ...

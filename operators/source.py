@@ -118,6 +118,9 @@ class SourceProcessor(Processor):
     Split positions are operator state ("list"), taken at the cut from rows already collected.
     """
 
+    reading: str | None = None
+    """Where the rows now being collected begin, as text; None between polls."""
+
     @abstractmethod
     def assign(self, splits: Sequence[Split]) -> None:
         """Take these splits, from the coordinator; splits restored from state are already here."""

@@ -280,7 +280,9 @@ class ConnectorSourceProcessor(SourceProcessor):
         self._watermarks.on_rows(one.split.id, promise)
         self._idle = False
         if batch.num_rows:
+            self.reading = chunk.first or f"split {one.split.id}"
             self._ctx.collect(batch)
+            self.reading = None
 
     def _checked(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         if not batch.schema.equals(self._schema):

@@ -18,6 +18,7 @@ from penstock.elements.clock import Clock
 from penstock.elements.keygroup import KeyGroupRange
 from penstock.elements.signals import WATERMARK_MAX, WATERMARK_MIN
 from penstock.operators.processor import MAIN
+from penstock.operators.source import SourceProcessor
 from penstock.state.backend import Snapshot, StateBackend
 
 from .output import Output, Outputs
@@ -61,6 +62,11 @@ class OperatorContext:
         self.run_id = self.surroundings.run_id
         self.scratch_dir = self.surroundings.scratch_dir
 
+    @property
+    def origin(self) -> str | None:
+        """Known while the source at the head of this chain collects."""
+        return self.chain.origin
+
     def collect(self, batch: pa.RecordBatch, output: str = MAIN) -> None:
         """Rows go on at once, depth first."""
         if batch.num_rows:
@@ -101,6 +107,8 @@ class Chain:
         """`outputs` by (operator index, output name); `channels` by operator index."""
         self.vertex = vertex
         self._processors = [spec.processor for spec in vertex.operators]
+        head = self._processors[0]
+        self._source = head if isinstance(head, SourceProcessor) else None
         self._channels = channels
         self._outputs = outputs
         self._clock = surroundings.clock
@@ -119,6 +127,12 @@ class Chain:
     def states(self) -> list[tuple[str, StateBackend]]:
         """Operator id and backend, head to tail."""
         return [(c.operator_id, c.state) for c in self.contexts]
+
+    @property
+    def origin(self) -> str | None:
+        """Where the rows at hand begin, if this chain reads them; they may come from further on."""
+        reading = None if self._source is None else self._source.reading
+        return None if reading is None else f"{reading} or soon after"
 
     def open(self, watermark: int, checkpoint_id: int) -> None:
         """Open every operator, tail first, so that a head that emits at once finds them ready."""

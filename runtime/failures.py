@@ -15,12 +15,13 @@ TEXT_CHARS_MAX = 16_000
 def failure_of(error: BaseException) -> Failure:
     """The failure that `error` means.
 
-    Poison (hazard 43) is told by operator, exception type, and source position or row; only user
-    code can be poisoned.
+    Poison (hazard 43) is told by operator, exception type and row, else by the source position,
+    which is only near the row and moves with the size of what was read; only user code can be
+    poisoned.
     """
     if isinstance(error, UserCodeError):
         kind = error.cause.split(":", 1)[0]
-        identity = f"{error.operator}|{kind}|{error.source or error.row or ''}"
+        identity = f"{error.operator}|{kind}|{error.row or error.source or ''}"
         poison = bytes(getattr(error, "poison", b""))
         return Failure("UserCodeError", _cut(str(error)), error.operator, identity, poison)
     if isinstance(error, PenstockError):

@@ -65,6 +65,7 @@ class HarnessContext:
     ) -> None:
         self._harness = harness
         self.operator_id = harness.operator_id
+        self.origin: str | None = None
         self.operator_name = harness.operator_name
         self.subtask = harness.subtask
         self.parallelism = harness.parallelism
