@@ -335,13 +335,16 @@ class Controller:
             self._agent.send(message)
 
     def _send(self, action: Send) -> None:
-        command = action.command
-        if isinstance(command, TriggerCheckpoint) and command.checkpoint_id > self._triggered:
+        command, job = action.command, self._job
+        new = isinstance(command, TriggerCheckpoint) and command.checkpoint_id > self._triggered
+        if isinstance(command, TriggerCheckpoint) and new:
             self._triggered = command.checkpoint_id
             failpoint("before-trigger", "controller")
             self._checkpoints.log.reserve(command.checkpoint_id)
-        job = self._job
         self._say(ToSubtask(job.generation, job.attempt, action.key, encode(command)))
+        if new:
+            # One source has heard of it, the others have not.
+            failpoint("after-trigger", "controller")
 
     def _deploy(self, action: Deploy) -> None:
         failpoint("before-deploy", "controller")
