@@ -136,6 +136,7 @@ class Controller:
         self._board = StatusBoard(plan, self._clock.monotonic_ns())
         self._triggered = 0
         self._poison_note = ""
+        self._temporary = settings.state_dir is None
         self._summary: Summary | None = None
         self._failure: JobFailed | None = None
         self._ended = threading.Event()
@@ -390,7 +391,9 @@ class Controller:
 
     def _set_aside(self, failure: Failure) -> None:
         name = set_aside(self._checkpoints.store, failure)
-        if name is not None:
+        if name is not None and self._temporary:
+            self._poison_note = "\n  a state_dir would keep the rows; the temporary one is gone"
+        elif name is not None:
             self._poison_note = f"\n  the rows are in {self._deployer.store_root}/{name}"
 
     def _note_state(self) -> None:
