@@ -257,10 +257,12 @@ def rows_limit_holds_back_all_but_that_many(make: MakeChannel) -> None:
 
 
 def lifting_the_limit_wakes_the_sender(make: MakeChannel) -> None:
-    """A sender that waits for the limit hears that it was raised."""
+    """A sender knows the limit, and when it waits for it hears that it was raised."""
     with Drive(make, NUMBERS) as drive:
+        assert drive.ends.sender.unread_limit == 0
         drive.ends.receiver.limit_rows(10)
         drive.ends.settle()
+        assert drive.ends.sender.unread_limit == 10
         drive.offer(numbers(0, 1000))
         assert not drive.ends.sender.flush()
         drive.ends.sender_bell.drain()
@@ -268,6 +270,30 @@ def lifting_the_limit_wakes_the_sender(make: MakeChannel) -> None:
         drive.ends.receiver.limit_rows(5000)
         drive.wait_flushed()
         assert values(drive.until_end()) == list(range(1000))
+
+
+def reading_wakes_a_sender_that_waits_for_it(make: MakeChannel) -> None:
+    """Whatever it waits for: room for signals, or that unread rows become fewer than the limit."""
+    with Drive(make, NUMBERS) as drive:
+        for barrier in range(1, 1_000_000):
+            drive.offer((Kind.BARRIER, barrier))
+            if not drive.ends.sender.flush():
+                break
+        _read_until_rung(drive)
+    with Drive(make, NUMBERS) as drive:
+        drive.ends.receiver.limit_rows(10)
+        drive.ends.settle()
+        drive.offer(numbers(0, 25))
+        _read_until_rung(drive)
+
+
+def _read_until_rung(drive: Drive) -> None:
+    assert not drive.ends.sender.flush()
+    drive.ends.sender_bell.drain()
+    assert not drive.ends.sender.flush()
+    while drive.ends.receiver.poll() is not None:
+        pass
+    assert drive.ends.sender_bell.wait(PATIENCE_S), "reading must ring a waiting sender"
 
 
 def queued_rows_counts_what_was_not_taken(make: MakeChannel) -> None:
@@ -314,6 +340,7 @@ CHANNEL_LAWS: tuple[Callable[[MakeChannel], None], ...] = (
     signals_alone_fill_a_channel_too,
     rows_limit_holds_back_all_but_that_many,
     lifting_the_limit_wakes_the_sender,
+    reading_wakes_a_sender_that_waits_for_it,
     queued_rows_counts_what_was_not_taken,
     both_ends_raise_after_an_abort,
 )
