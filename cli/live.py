@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from penstock.dataflow.launcher import JobHandle, JobStatus, Summary
-from penstock.elements.clock import SystemClock
+from penstock.elements.clock import Clock, SystemClock
 from penstock.elements.signals import WATERMARK_MAX, WATERMARK_MIN
 
 log = logging.getLogger("penstock.cli")
@@ -98,8 +98,16 @@ def watch(job: JobHandle) -> Summary:
     return _watch_plain(job)
 
 
+def _first_look(job: JobHandle, clock: Clock) -> Rates:
+    """Without it the first rates would have no beginning to count from."""
+    rates = Rates()
+    rates.look(job.status(), clock.monotonic_ns())
+    return rates
+
+
 def _watch_terminal(job: JobHandle) -> Summary:
-    clock, rates = SystemClock(), Rates()
+    clock = SystemClock()
+    rates = _first_look(job, clock)
     console = Console(stderr=True)
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         while True:
@@ -112,7 +120,8 @@ def _watch_terminal(job: JobHandle) -> Summary:
 
 
 def _watch_plain(job: JobHandle) -> Summary:
-    clock, rates = SystemClock(), Rates()
+    clock = SystemClock()
+    rates = _first_look(job, clock)
     while True:
         try:
             return job.wait(PLAIN_INTERVAL_S)

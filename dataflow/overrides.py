@@ -36,7 +36,7 @@ class CommandLine:
     settings: Mapping[str, Any] = field(default_factory=dict)
     ran: dict[str, Summary] = field(default_factory=dict)
     watch: Any = None
-    """Called as watch(handle, plan) instead of handle.wait(); gives the Summary. None: wait."""
+    """Called as watch(handle, settings) instead of handle.wait(); gives the Summary. None: wait."""
 
 
 _command_line: CommandLine | None = None

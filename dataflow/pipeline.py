@@ -127,7 +127,7 @@ class Pipeline:
         if command_line is None:
             return _wait(handle, found)
         watch = command_line.watch
-        summary: Summary = handle.wait() if watch is None else watch(handle, planned.plan)
+        summary: Summary = handle.wait() if watch is None else watch(handle, found)
         command_line.ran[self.name] = summary
         return summary
 

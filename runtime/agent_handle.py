@@ -60,7 +60,11 @@ ToControllerOrLost = ToController | AgentLost
 
 
 class AgentHandle:
-    """One agent. `start` it once; when it is lost, make another."""
+    """One agent. `start` it once; when it is lost, make another.
+
+    `launch` before anything is known of the job lets it warm up meanwhile (hazard 73); `start`
+    then takes it over.
+    """
 
     def __init__(self, entry: str = SUBTASK_ENTRY) -> None:
         """`entry` is what subtask processes run, `module:function`."""
@@ -70,6 +74,10 @@ class AgentHandle:
         self._over = threading.Event()
         self._error: OSError | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._events: queue.SimpleQueue[ToControllerOrLost] = queue.SimpleQueue()
+        self._events_lock = threading.Lock()
+        self._taken = False
+        self._surroundings: dict[str, str] = {}
         self._sock, self._theirs = socket.socketpair()
         self._liveness, self._held = os.pipe()
         timeout = struct.pack("@ll", SEND_TIMEOUT_S, 0)
@@ -81,18 +89,42 @@ class AgentHandle:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, events: queue.SimpleQueue[ToControllerOrLost]) -> None:
-        """Exec the agent; what it says goes to `events`, the last of all an AgentLost.
+    @property
+    def fits(self) -> bool:
+        """It is launched and lives, and was given the environment that this process has now.
 
-        Returns when the process exists; AgentReady comes when it is warm.
+        User code must see what the program put into os.environ, so an agent launched before that
+        cannot serve it.
+        """
+        alive = self._process is not None and not self._over.is_set()
+        return alive and self._surroundings == dict(os.environ)
+
+    def launch(self) -> None:
+        """Exec the agent and let it warm up; what it says is kept for `start`.
+
+        Raises EngineError if there can be no such process.
         """
         assert self._process is None
-        thread = threading.Thread(target=self._live, args=(events,), name="agent", daemon=True)
+        self._surroundings = dict(os.environ)
+        thread = threading.Thread(target=self._live, name="agent", daemon=True)
         thread.start()
         self._started.wait()
         if self._error is not None:
             raise EngineError(f"the agent process cannot be started: {self._error}")
         atexit.register(self.close)
+
+    def start(self, events: queue.SimpleQueue[ToControllerOrLost]) -> None:
+        """Exec the agent unless it was launched; what it says goes to `events`, last an AgentLost.
+
+        Returns when the process exists; AgentReady comes when it is warm.
+        """
+        assert not self._taken
+        if self._process is None:
+            self.launch()
+        with self._events_lock:
+            while not self._events.empty():
+                events.put(self._events.get_nowait())
+            self._events, self._taken = events, True
 
     def send(self, message: ToAgent) -> None:
         """Say something to the agent. If it is gone nothing happens: AgentLost comes, or came.
@@ -122,14 +154,18 @@ class AgentHandle:
         atexit.unregister(self.close)
         if self._process is None:
             return
-        self.send(Shutdown())
+        if self._taken:
+            self.send(Shutdown())
+        else:
+            # Nothing was asked of it: it need not finish warming up to say goodbye.
+            self.kill()
         if not self._over.wait(EXIT_WAIT_S):
             self.kill()
             self._over.wait(EXIT_WAIT_S + PROCESSES_WAIT_S)
 
     # In the agent's thread ---------------------------------------------------------------------
 
-    def _live(self, events: queue.SimpleQueue[ToControllerOrLost]) -> None:
+    def _live(self) -> None:
         try:
             self._process = self._exec()
         except OSError as error:
@@ -139,13 +175,13 @@ class AgentHandle:
             self._theirs.close()
             os.close(self._held)
             self._started.set()
-        cause = self._read(events)
+        cause = self._read()
         lost = self._wait(cause)
         self._over.set()
         with self._send_lock:
             self._sock.close()
         os.close(self._liveness)
-        events.put(lost)
+        self._say(lost)
 
     def _exec(self) -> subprocess.Popen[bytes]:
         if not sys.executable:
@@ -164,11 +200,11 @@ class AgentHandle:
             start_new_session=True,
         )
 
-    def _read(self, events: queue.SimpleQueue[ToControllerOrLost]) -> str:
+    def _read(self) -> str:
         """Pass on what the agent says until it hangs up; why it ended."""
         try:
             while (body := receive_frame(self._sock)) is not None:
-                events.put(decode_to_controller(body))
+                self._say(decode_to_controller(body))
         except OSError as error:
             return f"its connection broke: {error}"
         except (ProtocolError, msgspec.DecodeError) as error:
@@ -176,6 +212,10 @@ class AgentHandle:
             self.kill()
             return f"it broke the protocol: {error}"
         return "it hung up"
+
+    def _say(self, event: ToControllerOrLost) -> None:
+        with self._events_lock:
+            self._events.put(event)
 
     def _wait(self, cause: str) -> AgentLost:
         assert self._process is not None

@@ -132,8 +132,8 @@ def test_under_a_command_line_a_run_is_honoured_once_with_its_settings(
 ) -> None:
     seen: list[Any] = []
 
-    def watch(handle: Any, plan: Plan) -> Summary:
-        seen.append(plan.name)
+    def watch(handle: Any, settings: JobSettings) -> Summary:
+        seen.append(settings.parallelism)
         summary: Summary = handle.wait()
         return summary
 
@@ -145,7 +145,7 @@ def test_under_a_command_line_a_run_is_honoured_once_with_its_settings(
     finally:
         use_command_line(before)
     assert first is second
-    assert (len(launcher.started), seen) == (1, ["p"])
+    assert (len(launcher.started), seen) == (1, [5])
     assert launcher.started[0][1].parallelism == 5
     assert command_line.ran == {"p": first}
 
