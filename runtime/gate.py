@@ -14,8 +14,10 @@ from penstock.elements.signals import Kind
 
 from .channel import Message, Receiver
 
-GATHERED_ROWS = 32 * 1024
+GATHERED_ROWS = 8 * 1024
 """Rows handed over together, at most, unless one message has more."""
+SMALL_ROWS = 2 * 1024
+"""A larger message goes on alone: joining copies it, which costs more than a call of the chain."""
 GATHERED_MESSAGES = 64
 """Messages read from one channel before the next has its turn."""
 
@@ -82,7 +84,7 @@ class Gate:
     def _gather(self, channel: int, first: Message) -> Message:
         assert first.batch is not None
         rows = first.batch.num_rows
-        if rows >= max(2, self._gathered_rows // 4):
+        if rows >= min(SMALL_ROWS, max(2, self._gathered_rows // 4)):
             return first
         batches = [first.batch]
         while rows < self._gathered_rows and len(batches) < GATHERED_MESSAGES:
