@@ -3,7 +3,8 @@
 The order of hazard 7, per channel: rows never overtake rows; BARRIER, END and IDLE push out the
 gathered rows and then the pending watermark first; a WATERMARK waits behind gathered rows (latest
 wins) and leaves with them, at the latest after the linger. Before a BARRIER each channel gets the
-latest watermark, always. Nothing is gathered at a cut, by construction.
+latest watermark, unless it was told IDLE since: that must outlast the barrier, or an old watermark
+would hold everybody back again. Nothing is gathered at a cut, by construction.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ NEVER_NS = 2**63 - 1
 class OutputChannel:
     """One sender with its gathering buffer."""
 
-    __slots__ = ("_batch_rows", "_deadline_ns", "_held", "_linger_ns", "_rows", "_sender", "_sent",
-                 "_watermark")  # fmt: skip
+    __slots__ = ("_batch_rows", "_deadline_ns", "_held", "_idle", "_linger_ns", "_rows", "_sender",
+                 "_sent", "_watermark")  # fmt: skip
 
     def __init__(self, sender: Sender, batch_rows: int, linger_ns: int) -> None:
         self._sender = sender
@@ -34,6 +35,7 @@ class OutputChannel:
         self._rows = 0
         self._watermark = WATERMARK_MIN
         self._sent = WATERMARK_MIN
+        self._idle = False
         self._deadline_ns = NEVER_NS
 
     def add(self, batch: pa.RecordBatch, now_ns: int) -> None:
@@ -77,19 +79,30 @@ class OutputChannel:
     def signal(self, kind: Kind, value: int) -> None:
         """BARRIER, END or IDLE: behind all rows and the latest watermark."""
         self.release()
-        if kind is Kind.BARRIER:
+        if kind is Kind.BARRIER and not self._idle:
             self.repeat_watermark()
+        self._idle = self._idle or kind is Kind.IDLE
         self._sender.offer_signal(kind, value)
 
     def repeat_watermark(self) -> None:
-        """Send the present watermark again, behind gathered rows: it ends an IDLE."""
+        """Send the present watermark again, behind gathered rows: it ends an IDLE.
+
+        For that it is sent even if there is none yet: the least one says "active", no more.
+        """
         self.release()
-        if self._watermark != WATERMARK_MIN:
+        if self._idle or self._watermark != WATERMARK_MIN:
+            self._idle = False
             self._sender.offer_signal(Kind.WATERMARK, self._watermark)
+
+    def wake(self) -> None:
+        """Rows leave on this edge: the reader must count on this subtask, rows or not."""
+        if self._idle:
+            self.repeat_watermark()
 
     def _offer_watermark(self) -> None:
         if self._watermark > self._sent:
             self._sent = self._watermark
+            self._idle = False
             self._sender.offer_signal(Kind.WATERMARK, self._watermark)
 
     @property
@@ -115,7 +128,9 @@ class Output:
         self._channels = channels
 
     def send(self, batch: pa.RecordBatch, now_ns: int) -> None:
-        """Route rows to the channels."""
+        """Route rows to the channels; those without rows learn that an idle time is over."""
+        for channel in self._channels:
+            channel.wake()
         for target, rows in self._router(batch):
             self._channels[target].add(rows, now_ns)
 

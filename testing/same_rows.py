@@ -37,6 +37,9 @@ from .rows import FLOAT_TOLERANCE, differences
 RUN_S = 1.5
 """A slowed run takes about this long, so that checkpoints, kills and stops fall into it."""
 KILLS = 2
+KILL_TRIES = 20
+OVER = ("finished", "failed", "stopped")
+"""States of a job that will complete no further checkpoint."""
 WAIT_S = 60.0
 POLL_S = 0.01
 
@@ -111,23 +114,35 @@ def _killed(run: _Run, state_dir: str, chance: random.Random) -> None:
     job = run.start(
         parallelism=2, state_dir=state_dir, checkpoint_interval="100 ms", restart_attempts=50
     )
-    epoch = 0
-    for _ in range(KILLS):
-        epoch = _wait_for_epoch(job, epoch + 1)
-        pids = [pid for title, pid in job.status().pids.items() if title.endswith("]")]
+    for kill in range(KILLS):
+        # Not before a checkpoint of the present attempt: each kill interrupts something new.
+        epoch = _wait_for_epoch(job, job.status().epoch + 1)
+        if not _kill_one(job, chance):
+            assert kill, f"nothing to kill at epoch {epoch}: the job ended before its first kill"
+    summary = job.wait(WAIT_S)
+    assert summary.restarts, "no kill made the job restart: it has too little data for that"
+
+
+def _kill_one(job: JobHandle, chance: random.Random) -> bool:
+    """SIGKILL to one subtask; False when there is none, since the job is over."""
+    for _ in range(KILL_TRIES):
+        pids = [pid for title, pid in sorted(job.status().pids.items()) if title.endswith("]")]
         if not pids:
-            break
+            time.sleep(POLL_S)
+            continue
         try:
-            os.kill(chance.choice(sorted(pids)), signal.SIGKILL)
+            os.kill(chance.choice(pids), signal.SIGKILL)
         except ProcessLookupError:
             continue
-    job.wait(WAIT_S)
+        return True
+    return False
 
 
 def _resumed(run: _Run, state_dir: str, chance: random.Random) -> None:
     job = run.start(parallelism=2, state_dir=state_dir, checkpoint_interval="100 ms")
     _wait_for_epoch(job, 1)
-    job.stop("checkpoint")
+    outcome = job.stop("checkpoint").outcome
+    assert outcome == "stopped", f"the job was {outcome} before it could be stopped and resumed"
     run.start(parallelism=3, state_dir=state_dir, checkpoint_interval="100 ms").wait(WAIT_S)
 
 
@@ -135,7 +150,7 @@ def _wait_for_epoch(job: JobHandle, epoch: int) -> int:
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         status = job.status()
-        if status.epoch >= epoch or status.state in ("FINISHED", "FAILED", "STOPPED"):
+        if status.epoch >= epoch or status.state in OVER:
             return status.epoch
         time.sleep(POLL_S)
     raise TimeoutError(f"no checkpoint {epoch} within {WAIT_S:.0f} s: {job.status()}")
