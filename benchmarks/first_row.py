@@ -1,6 +1,6 @@
 """From `penstock run` to the first row in a sink, and what of it is importing.
 
-    python benchmarks/first_row.py [--runs 5]
+python benchmarks/first_row.py [--runs 5]
 """
 
 from __future__ import annotations

@@ -13,9 +13,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+
+from probe import ClockedSource, report
 
 import penstock as ps
-from probe import ClockedSource, report
 
 
 @dataclass
@@ -57,7 +59,7 @@ def main() -> None:
                 epoch = now
             time.sleep(0.005)
         job.stop("now")
-    gaps = sorted(b - a for a, b in zip(completed[1:], completed[2:], strict=False))
+    gaps = sorted(b - a for a, b in pairwise(completed[1:]))
     report(
         "checkpoint through two operators of 1 ms per row, saturated",
         checkpoints=len(completed),

@@ -1,7 +1,7 @@
 """The demo: run the main job on a year of flights, check its answers, show some of them.
 
-    scripts/demo              about half a minute
-    scripts/demo --kill       slower source, random kills, same answers
+scripts/demo              about half a minute
+scripts/demo --kill       slower source, random kills, same answers
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import data
 import oracle
+
 from penstock.runtime.history import restored_checkpoints
 from penstock.testing.chaos import Chaos, ChaosReport
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from penstock.dataflow.planner import make_plan
 from penstock.runtime.doorbell import sweep_stale
 from penstock.runtime.failpoint import (

@@ -13,9 +13,7 @@ def test_before_anything_is_measured_little_is_let_in() -> None:
     assert pace.new_limit() == FIRST_ROWS
 
 
-def test_a_row_per_millisecond_means_small_slices_and_half_a_second_of_rows() -> (
-    None
-):
+def test_a_row_per_millisecond_means_small_slices_and_half_a_second_of_rows() -> None:
     pace = Pace(500 * MILLISECOND)
     for _ in range(20):
         pace.measured(20, 20 * MILLISECOND)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+
 from penstock.dataflow.plan import Edge, OperatorSpec, Plan, Vertex
 from penstock.dataflow.settings import JobSettings
 from penstock.elements.clock import ManualClock
