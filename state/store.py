@@ -39,7 +39,7 @@ class Stored:
 
 
 class Store(Protocol):
-    """Names are relative paths of plain segments: `run/5f2c`."""
+    """Names are a folder and a plain name: `run/5f2c`."""
 
     def put(self, name: str, body: bytes) -> bool:
         """Create `name`; False if it exists already, whatever it holds."""
@@ -123,13 +123,10 @@ class LocalStore:
         raise AssertionError("unreachable")
 
     def _make_folder(self, folder: str) -> None:
-        made = ""
-        for part in folder.split("/"):
-            made = f"{made}/{part}" if made else part
-            try:
-                os.mkdir(made, 0o755, dir_fd=self._directory)
-            except FileExistsError:
-                continue
+        try:
+            os.mkdir(folder, 0o755, dir_fd=self._directory)
+        except FileExistsError:
+            pass
 
     def get(self, name: str) -> bytes:
         """The whole object."""
@@ -185,8 +182,22 @@ class LocalStore:
         if not self._machine:
             return
         with self._errors(""):
-            for _, _, _, handle in os.fwalk(".", dir_fd=self._directory):
-                os.fsync(handle)
+            # Folders lie directly in the root; none is listed, since the log's grows for ever.
+            for folder in (*self._folders(), "."):
+                handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._directory)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+
+    def _folders(self) -> tuple[str, ...]:
+        # Opened anew: listing through a shared descriptor would share its position, too.
+        handle = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._directory)
+        try:
+            with os.scandir(handle) as entries:
+                return tuple(e.name for e in entries if e.is_dir(follow_symlinks=False))
+        finally:
+            os.close(handle)
 
     def now_ns(self) -> int:
         """The file system's clock, read off a file made just now."""
@@ -213,6 +224,7 @@ class LocalStore:
 
 def _check(name: str) -> None:
     parts = name.split("/")
+    assert len(parts) <= 2, name
     assert all(part not in ("", ".", "..") for part in parts), name
 
 
