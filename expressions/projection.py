@@ -107,7 +107,10 @@ class Projection:
                 f"got a batch of {batch.schema.to_string()}"
             )
         computed: list[pa.Array] = []
-        if self._computed:
+        if batch.num_rows == 0:
+            # The engine's text functions panic on an empty slice whose offset is not 0.
+            computed = [pa.array([], kind) for kind in self._computed_types]
+        elif self._computed:
             computed = self._evaluate(batch)
         if not self._passed:
             return batch.select([])

@@ -231,3 +231,13 @@ def test_the_columns_read_are_known():
 def test_parameters_are_values():
     project = Projection([("hit", expr("text IN $some AND n < $k", some=["1", "2"], k=2))], SCHEMA)
     assert project(a_batch(3)).column("hit").to_pylist() == [False, True, False]
+
+
+@pytest.mark.parametrize("text", ["lower(s)", "upper(s)", "s || 'x'", "strpos(s, 'A')"])
+def test_no_rows_with_an_offset_give_no_rows(text):
+    schema = pa.schema([("s", pa.utf8())])
+    projection = Projection([("x", text)], schema)
+    batch = pa.record_batch({"s": ["A", "bc", "D"]})
+    assert projection(batch.slice(1, 0)).num_rows == 0
+    assert projection(batch.slice(1, 1)).num_rows == 1
+    assert projection.rebuilds == 0
