@@ -60,6 +60,8 @@ def preload() -> None:
     die_with_parent(int(os.environ[AGENT_PID_VARIABLE]))
     ignore_interrupts()
     setproctitle.setproctitle("penstock: fork server")
+    # Imports make next to no garbage, and collections would walk all that was imported so far.
+    gc.disable()
     for name in LIBRARIES:
         _load(name)
     for layer in LAYERS:
@@ -68,9 +70,9 @@ def preload() -> None:
             _load(module.name)
     _load("penstock.runtime.subtask_process")
     _load("penstock.runtime.subtask")
-    gc.collect()
     # Collections in children then never touch, and so never copy, what is shared.
     gc.freeze()
+    gc.enable()
     threads.extend(unknown_threads())
     preloaded_in = os.getpid()
 

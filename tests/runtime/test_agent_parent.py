@@ -107,7 +107,7 @@ def test_nothing_is_left_when_every_process_is_killed_at_once() -> None:
 
 def _directories_of(agent: int) -> list[Path]:
     found = Path(tempfile.gettempdir()).glob("penstock-*")
-    return [path for path in found if path.name.split("-")[4] == str(agent)]
+    return [path for path in found if f"-{agent}-" in path.name]
 
 
 class _lingering:
