@@ -134,10 +134,10 @@ class Chain:
         reading = None if self._source is None else self._source.reading
         return None if reading is None else f"{reading} or soon after"
 
-    def open(self, watermark: int, checkpoint_id: int) -> None:
-        """Open every operator, tail first, so that a head that emits at once finds them ready."""
-        for context, processor in zip(
-            reversed(self.contexts), reversed(self._processors), strict=True
+    def open(self, watermarks: Sequence[int], checkpoint_id: int) -> None:
+        """Open every operator at the watermark it had, tail first: a head may emit at once."""
+        for context, processor, watermark in zip(
+            reversed(self.contexts), reversed(self._processors), reversed(watermarks), strict=True
         ):
             context.watermark = watermark
             context.checkpoint_id = checkpoint_id
@@ -206,6 +206,15 @@ class Chain:
         for processor in self._processors:
             processor.before_snapshot(checkpoint_id)
         return [(operator_id, state.seal()) for operator_id, state in self.states]
+
+    def announce(self, now_ns: int) -> None:
+        """Repeat a restored source's promise: behind it nobody has heard it in this attempt."""
+        for index, channels in self._channels.items():
+            channels.watermark(self.contexts[index].watermark, now_ns)
+
+    def watermarks(self) -> list[tuple[str, int]]:
+        """Operator id and watermark, head to tail."""
+        return [(c.operator_id, c.watermark) for c in self.contexts]
 
     def completed(self, checkpoint_id: int) -> None:
         """What user code sees as the epoch moves on."""

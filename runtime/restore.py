@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from penstock.dataflow.plan import Vertex
 from penstock.elements.errors import StateError
-from penstock.elements.keygroup import KeyGroupRange
+from penstock.elements.keygroup import KEY_GROUPS, KeyGroupRange
 from penstock.state.backend import BackendFactory, RestoredState, Section, StateBackend
 from penstock.state.run import read_run
 from penstock.state.store import Store
@@ -22,10 +22,10 @@ from .snapshotter import restored_watermark, watermark_owner
 
 @dataclass(frozen=True)
 class RestoredSubtask:
-    """One backend per operator of the chain, and the watermark at the cut."""
+    """One backend per operator of the chain, and each one's watermark at the cut."""
 
     backends: list[StateBackend]
-    watermark: int
+    watermarks: list[int]
 
 
 def read_reference(store: Store, run: RunRef) -> bytes:
@@ -49,8 +49,8 @@ def restore_subtask(
     factory: BackendFactory,
 ) -> RestoredSubtask:
     """Build the backends of subtask `index` of `vertex` out of the old subtasks' runs, in order."""
-    owner = watermark_owner(vertex.operators[0].id)
-    wanted = {owner, *(spec.id for spec in vertex.operators)}
+    owners = [watermark_owner(spec.id) for spec in vertex.operators]
+    wanted = {*owners, *(spec.id for spec in vertex.operators)}
     sections: list[Section] = []
     for run in runs:
         sections.extend(read_run(read_reference(store, run), wanted, groups))
@@ -66,8 +66,13 @@ def restore_subtask(
         )
         for spec in vertex.operators
     ]
-    own = [s for s in sections if s.operator_id == owner]
-    return RestoredSubtask(backends, restored_watermark(own, groups))
+    # Splits are dealt out afresh, so behind a source every old subtask's promise counts.
+    span = KeyGroupRange(0, KEY_GROUPS) if vertex.operators[0].is_source else groups
+    watermarks = [
+        restored_watermark([s for s in sections if s.operator_id == owner], span)
+        for owner in owners
+    ]
+    return RestoredSubtask(backends, watermarks)
 
 
 def refuse_undeclared(vertex: Vertex, backends: Sequence[StateBackend]) -> None:

@@ -37,6 +37,8 @@ class SealedSubtask:
 
     checkpoint_id: int
     operators: Sequence[tuple[str, Snapshot]]
+    watermarks: Sequence[tuple[str, int]]
+    """Of each operator of the chain: in another program it may stand in another chain."""
     watermark: int
     finished: bool
     seen_splits: dict[str, list[str]]
@@ -45,19 +47,22 @@ class SealedSubtask:
     sealed_ms: float
 
 
-def watermark_owner(head_operator_id: str) -> str:
-    """The pseudo operator under which a subtask's own watermark is stored (hazard 23)."""
-    return f"{head_operator_id}#subtask"
+def watermark_owner(operator_id: str) -> str:
+    """The pseudo operator under which an operator's watermark is stored (hazard 23)."""
+    return f"{operator_id}#watermark"
 
 
-def watermark_section(owner: str, groups: KeyGroupRange, watermark: int) -> Section:
-    """The combined watermark at the cut, with the key groups it holds for."""
+def watermark_section(operator_id: str, groups: KeyGroupRange, watermark: int) -> Section:
+    """The watermark at the cut, with the key groups it holds for."""
     batch = pa.record_batch([[groups.start], [groups.stop], [watermark]], schema=_WATERMARK_SCHEMA)
-    return Section(owner, "watermark", "operator", batch)
+    return Section(watermark_owner(operator_id), "watermark", "operator", batch)
 
 
 def restored_watermark(sections: Sequence[Section], groups: KeyGroupRange) -> int:
-    """The least watermark of the old subtasks whose key groups overlap `groups`."""
+    """The least watermark of the old subtasks whose key groups overlap `groups`.
+
+    WATERMARK_MIN if there are none: the operator is new.
+    """
     found = [
         int(row["watermark"])
         for section in sections
@@ -71,12 +76,10 @@ class Snapshotter:
     """Takes sealed subtasks, acknowledges durable ones."""
 
     def __init__(
-        self, store: Store, link: ControlLink, owner: str, groups: KeyGroupRange, clock: Clock,
-        name: str,
-    ) -> None:  # fmt: skip
+        self, store: Store, link: ControlLink, groups: KeyGroupRange, clock: Clock, name: str
+    ) -> None:
         self._store = store
         self._link = link
-        self._owner = owner
         self._groups = groups
         self._clock = clock
         self._name = name
@@ -99,7 +102,7 @@ class Snapshotter:
                 self._link.send(Decline(sealed.checkpoint_id, reason))
 
     def _write(self, sealed: SealedSubtask) -> None:
-        sections = [watermark_section(self._owner, self._groups, sealed.watermark)]
+        sections = [watermark_section(i, self._groups, mark) for i, mark in sealed.watermarks]
         for _, snapshot in sealed.operators:
             sections.extend(snapshot.sections())
         body = write_run(sections)

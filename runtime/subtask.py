@@ -45,7 +45,7 @@ from .progress import Advance, Idle, Progress
 from .progress import Command as ProgressCommand
 from .restore import refuse_undeclared, restore_subtask
 from .setup import SubtaskSetup
-from .snapshotter import SealedSubtask, Snapshotter, watermark_owner
+from .snapshotter import SealedSubtask, Snapshotter
 from .wiring import splits_of, wire
 
 log = logging.getLogger("penstock.subtask")
@@ -77,7 +77,8 @@ class Subtask:
         restored = restore_subtask(
             vertex, key.index, self._groups, setup.deployment.restored, self._store, memory_backend
         )
-        self._progress = Progress(len(self._gate), restored.watermark)
+        self._restored_watermarks = restored.watermarks
+        self._progress = Progress(len(self._gate), restored.watermarks[0])
         outputs, by_operator, every = wire(setup, settings)
         self._outputs: Outputs = every
         surroundings = ChainSurroundings(
@@ -94,9 +95,8 @@ class Subtask:
         head = vertex.operators[0].processor
         self._source = head if isinstance(head, SourceProcessor) else None
         self._source_rows = min(SOURCE_ROWS_MAX, settings.batch_rows * max(1, len(setup.senders)))
-        owner = watermark_owner(vertex.operators[0].id)
         self._snapshotter = Snapshotter(
-            self._store, setup.link, owner, self._groups, setup.clock, self._name
+            self._store, setup.link, self._groups, setup.clock, self._name
         )
         self._pace = Pace(int(settings.inflight_ms * 1e6))
         self._meter = Meter(setup.clock, setup.link, settings.statistics_interval_s)
@@ -113,12 +113,13 @@ class Subtask:
         """Open the chain on restored state, repeat commits, take the first splits."""
         deployment = self._setup.deployment
         restored_id = deployment.commit_up_to
-        self._chain.open(self._progress.watermark, restored_id)
+        self._chain.open(self._restored_watermarks, restored_id)
         refuse_undeclared(self._setup.vertex, [state for _, state in self._chain.states])
         if restored_id:
             self._commit(restored_id)
         self._gate.limit_rows(self._pace.new_limit() or 1)
         if self._source is not None:
+            self._chain.announce(self._clock.monotonic_ns())
             for splits in deployment.splits.values():
                 self._source.assign(splits_of(splits))
             if deployment.no_more_splits:
@@ -300,6 +301,7 @@ class Subtask:
             SealedSubtask(
                 checkpoint_id=checkpoint_id,
                 operators=sealed,
+                watermarks=self._watermarks(),
                 watermark=self._progress.watermark,
                 finished=self._ended,
                 seen_splits=seen,
@@ -308,6 +310,13 @@ class Subtask:
                 sealed_ms=(self._clock.monotonic_ns() - now_ns) / 1e6,
             )
         )
+
+    def _watermarks(self) -> list[tuple[str, int]]:
+        marks = self._chain.watermarks()
+        if self._ended and self._source is None:
+            # What a changed program feeds it later must not all be late: not MAX.
+            return [(operator_id, self._progress.watermark) for operator_id, _ in marks]
+        return marks
 
     def _trigger(self, command: TriggerCheckpoint) -> None:
         if self._source is None and not self._ended:
