@@ -7,21 +7,23 @@ wide as their input, keyed ones as the job; sources as wide as they have splits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from penstock.elements.keygroup import KEY_GROUPS
 from penstock.operators.cast_columns import CastColumns
 from penstock.operators.error_policy import DeadLetter
-from penstock.operators.processor import DEAD, MAIN, Processor
+from penstock.operators.processor import DEAD, LATE, MAIN, Processor
 
 from .ends import SinkLogic, SourceLogic
 from .fusion import Stage
 from .graph import BuildContext, Columns, Exchange, IdentityRule, Logic, Node, Port, select_columns
 from .pruning import Needs
 from .schema_check import plan_error
+from .two_phases import first_phase, folds_first, partials_of, second_phase
 from .values import ValueLogic, make_stage, shrink
+from .window_nodes import WindowLogic
 
 Feed = tuple[int, str]
 """(index of an operation, its output)."""
@@ -37,6 +39,8 @@ class Input:
     schema: pa.Schema
     exchange: Exchange = "none"
     keys: tuple[str, ...] = ()
+    crosses: bool = False
+    """Rows come over channels, not by a call."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,15 @@ class Lowering:
             kind, logic = "values", first.logic
         else:
             logic = self._prepared(first)
-            made = logic.processor(schemas, build)
             outputs, lines = logic.outputs(schemas), (logic.describe(),)
             kind = logic.kind
+            if self._folds(first, inputs[:1]):
+                assert isinstance(logic, WindowLogic)
+                inputs = (self._folded(first, logic, inputs[0]),)
+                made = second_phase(logic, schemas[0])
+                del outputs[LATE]
+            else:
+                made = logic.processor(schemas, build)
         index = self._append(
             Operation(
                 name,
@@ -134,6 +144,40 @@ class Lowering:
         assert made.schema.equals(after), f"{made.schema} is not {after}"
         outputs = {**stage.last.logic.outputs([schema]), MAIN: after}
         return made, outputs, tuple(logic.describe() for logic in left)
+
+    # Two phases -------------------------------------------------------------------------------
+
+    def _folds(self, node: Node, inputs: Sequence[Input]) -> bool:
+        """Whether rows are folded before they come to `node`: they cross, and it may."""
+        return any(one.crosses for one in inputs) and folds_first(node, self.needs)
+
+    def _folded(self, node: Node, logic: WindowLogic, rows: Input) -> Input:
+        """The input of partials: an operation that folds stands behind each feed."""
+        schema = partials_of(logic, rows.schema)
+        return replace(
+            rows,
+            feeds=tuple(self._fold(feed, schema, node, logic) for feed in rows.feeds),
+            schema=schema,
+        )
+
+    def _fold(self, feed: Feed, schema: pa.Schema, node: Node, logic: WindowLogic) -> Feed:
+        index, output = feed
+        above = self.operations[index]
+        rows = above.outputs[output]
+        made = first_phase(logic, rows)
+        assert made.out_schema.equals(schema), f"{made.out_schema} is not {schema}"
+        folded = Operation(
+            "fold",
+            "fold",
+            made,
+            {MAIN: schema},
+            (Input((feed,), rows),),
+            above.parallelism,
+            node.location,
+            "position",
+            lines=(f"fold for {logic.describe()}",),
+        )
+        return self._append(folded), MAIN
 
     def _parallelism(self, stage: Stage) -> int:
         node = stage.first
@@ -183,6 +227,7 @@ class Lowering:
             schema,
             port.exchange,
             port.keys,
+            crosses=True,
         )
 
     def _travelling(self, port: Port, feeds: Sequence[Feed], wanted: Columns) -> pa.Schema:

@@ -16,7 +16,7 @@ from penstock.operators.processor import LATE, MAIN, Processor
 from penstock.operators.windows.aggregate import WindowAggregateProcessor
 from penstock.operators.windows.count import CountAggregateProcessor
 from penstock.operators.windows.descriptors import CountWindow, Cumulate, Hop, Session, Tumble
-from penstock.operators.windows.session import SessionAggregateProcessor
+from penstock.operators.windows.sessions import SessionAggregateProcessor
 
 from .graph import BuildContext, Columns, Logic
 
@@ -45,14 +45,15 @@ class WindowLogic(Logic):
         """Its name in errors."""
         return f"aggregate over {self.window.text}"
 
-    def _aggregation(self, schema: pa.Schema) -> Aggregation:
+    def aggregation(self, schema: pa.Schema) -> Aggregation:
+        """What is computed of rows of `schema`."""
         return Aggregation(dict(self.items), schema, self.functions, self.who, self.location)
 
     def _make(self, schema: pa.Schema) -> Any:
         return make_window(
             self.window,
             self.keys,
-            self._aggregation(schema),
+            self.aggregation(schema),
             schema,
             self.lateness_ns,
             self.who,
@@ -74,7 +75,7 @@ class WindowLogic(Logic):
         self, inputs: Sequence[pa.Schema], required: Mapping[str, Columns]
     ) -> Sequence[Columns]:
         """Keys, arguments, and what is read of late rows."""
-        read = frozenset(self._aggregation(inputs[0]).columns_read) - {TIME_COLUMN}
+        read = frozenset(self.aggregation(inputs[0]).columns_read) - {TIME_COLUMN}
         return [frozenset(self.keys) | read | required.get(LATE, frozenset())]
 
     def processor(self, inputs: Sequence[pa.Schema], build: BuildContext) -> Processor:

@@ -4,10 +4,10 @@ LocalAggregateProcessor stands before the shuffle: it folds rows and gives parti
 needs them, at a barrier, or when they are too many; it keeps nothing across a cut.
 GlobalAggregateProcessor stands behind it and is the window operator on partials.
 
-The first phase judges lateness by its own watermark and sends late rows on as they came. The
-second phase's watermark can only be ahead of that when an idle input was left out of it; partials
-that are late there are counted, but their rows are gone. So plan two phases where inputs are never
-idle, or where nobody reads LATE.
+The first phase judges lateness by its own watermark and sends late rows on as they came, or leaves
+that to the second phase, which counts what is late but cannot give the rows back. Rows are held
+while an input that falls idle is left out of the second phase's watermark: plan two phases only
+where inputs are never idle.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def partial_schema(keys: Sequence[pa.Field], aggregation: Aggregation) -> pa.Sch
 class LocalAggregateProcessor(Processor):
     """Input: rows with `_time`. Outputs: MAIN with `out_schema`, LATE with `in_schema`.
 
-    Requires: the aggregation is associative. A partial's `_time` is the last instant of the
+    Requires: the aggregation is associative. Without `judges` no row is late here, LATE stays
+    empty, and there is no state. A partial's `_time` is the last instant of the
     earliest window that needs it, which lies behind every watermark sent before.
     """
 
@@ -56,6 +57,8 @@ class LocalAggregateProcessor(Processor):
         aggregation: Aggregation,
         in_schema: pa.Schema,
         lateness_ns: int = 0,
+        *,
+        judges: bool = True,
     ) -> None:
         assert aggregation.associative
         fields = [in_schema.field(name) for name in keys]
@@ -64,6 +67,7 @@ class LocalAggregateProcessor(Processor):
         self._grid: PaneGrid = grid_of(window)
         self._folding = Folding(aggregation, fields)
         self._lateness_ns = lateness_ns
+        self._judges = judges
 
     def open(self, ctx: ProcessorContext) -> None:
         """Find how far the second phase's watermark was at the cut."""
@@ -71,11 +75,16 @@ class LocalAggregateProcessor(Processor):
         self._pending: list[Partials] = []
         self._pending_rows = 0
         self._next_end = WATERMARK_MAX
+        self._watermark = ctx.watermark
+        if self._judges:
+            self._find_floor()
+
+    def _find_floor(self) -> None:
         # At a cut the second phase has the least of all first phases' watermarks (hazard 7);
         # a row behind it is late whatever this subtask's own watermark is after the restart.
-        self._floors = ctx.state.operator_list("floor", "union")
+        self._floors = self._ctx.state.operator_list("floor", "union")
         known = [int.from_bytes(item, "little", signed=True) for item in self._floors.items()]
-        self._watermark = max(ctx.watermark, min(known, default=ctx.watermark))
+        self._watermark = max(self._watermark, min(known, default=self._watermark))
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """Fold rows; send those on that are too late."""
@@ -86,7 +95,7 @@ class LocalAggregateProcessor(Processor):
         if not batch.num_rows:
             return
         edge = self._grid.unused_before(self._watermark, self._lateness_ns)
-        if int(panes.min()) < edge:
+        if self._judges and int(panes.min()) < edge:
             late = panes < edge
             rows = batch.filter(pa.array(late))
             self._ctx.count("late", rows.num_rows)
@@ -119,8 +128,9 @@ class LocalAggregateProcessor(Processor):
     def before_snapshot(self, checkpoint_id: int) -> None:
         """Give everything: it lies before the barrier."""
         self._give(WATERMARK_MAX)
-        floor = self._watermark.to_bytes(FLOOR_BYTES, "little", signed=True)
-        self._floors.replace([floor])
+        if self._judges:
+            floor = self._watermark.to_bytes(FLOOR_BYTES, "little", signed=True)
+            self._floors.replace([floor])
 
     def _give(self, watermark: int) -> None:
         """Give the partials of panes whose earliest window is complete at `watermark`."""

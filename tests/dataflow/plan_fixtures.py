@@ -34,7 +34,7 @@ class LateInbound(ps.KeyedOperator[Flight, Knock]):
     def __init__(self, threshold: float = 15.0) -> None:
         self.threshold = threshold
 
-    def process(self, key: str, row: Flight, ctx: ps.Context) -> Iterator[Knock | ps.Side]:
+    def process(self, key: str, row: Flight, ctx: ps.Context) -> Iterator[Knock | ps.Side[Any]]:
         if row.dep_delay is None:
             yield self.unknown(row)
             return

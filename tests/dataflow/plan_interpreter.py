@@ -32,6 +32,7 @@ class _Context:
         self.clock = ManualClock(1_700_000_000_000_000_000)
         self.watermark = WATERMARK_MIN
         self.checkpoint_id, self.run_id, self.scratch_dir = 0, "run", ""
+        self.origin: str | None = None
         self._run, self._vertex, self._operator = run, vertex, operator
         self._routers = {
             edge.id: router_of(edge, run.plan.vertex(edge.target_vertex).parallelism, subtask, 8192)

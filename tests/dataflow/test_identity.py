@@ -171,3 +171,20 @@ def test_equals_without_state_take_an_ordinal() -> None:
     found = operator_ids(claims)
     assert len(set(found)) == 4
     assert operator_ids(claims) == found
+
+
+def test_folding_before_the_exchange_moves_nothing() -> None:
+    def build(reads_late: bool) -> Any:
+        p = ps.Pipeline("p")
+        keyed = flights(p).key_by("carrier").window(ps.tumble("1 hour"))
+        hot = keyed.aggregate(n="count(*)")
+        hot.filter("n > 3").sink(Keep())
+        if reads_late:
+            hot.late.sink(Keep("late"), name="late")
+        return ids(plan_of(p, 2))
+
+    folded, whole = build(False), build(True)
+    assert "fold" in folded
+    assert "fold" not in whole
+    for name in ("feed", "tumble", "filter", "keep"):
+        assert folded[name] == whole[name]

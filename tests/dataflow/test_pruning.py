@@ -62,7 +62,7 @@ def test_columns_that_swap_names_swap_their_readers() -> None:
 def test_only_what_is_read_behind_it_crosses_an_exchange() -> None:
     p = ps.Pipeline("p")
     s = flights(p).filter("distance > 100")
-    s.key_by("carrier").window(ps.tumble("1 hour")).aggregate(worst="max(dep_delay)").sink(Keep())
+    s.key_by("carrier").window(ps.session("1 h")).aggregate(worst="max(dep_delay)").sink(Keep())
     (edge,) = plan_of(p).edges
     assert edge.schema.names == ["carrier", "dep_delay", "_time"]
 
@@ -71,7 +71,7 @@ def test_each_reader_of_a_stage_gets_its_own_columns() -> None:
     p = ps.Pipeline("p")
     s = flights(p).with_columns(far="distance > 1000")
     for key in ("carrier", "tail"):
-        s.key_by(key).window(ps.tumble("1 hour")).aggregate(n="count(*)").sink(Keep(key))
+        s.key_by(key).window(ps.session("1 hour")).aggregate(n="count(*)").sink(Keep(key))
     edges = plan_of(p).edges
     assert [e.schema.names for e in edges] == [["carrier", "_time"], ["tail", "_time"]]
 

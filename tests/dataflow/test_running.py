@@ -191,6 +191,7 @@ def test_explain_shows_what_is_read_pushed_and_run_where(pipeline: ps.Pipeline) 
     text = pipeline.explain(parallelism=2)
     assert 'reads carrier, dep_time, distance; event time dep_time; skips unless ("dist' in text
     assert "tumble 1 hour by carrier: n = count(*)" in text
-    assert "hash(carrier): carrier, _time" in text
+    assert "fold for tumble 1 hour by carrier" in text
+    assert "hash(carrier): carrier, __pane, __rows" in text
     assert "memory: 6 subtask processes; channels at most 128 MiB" in text
     assert "test_running.py:" in text
