@@ -25,7 +25,7 @@ from penstock.operators.joins import WindowJoinProcessor
 from penstock.operators.processor import Processor
 from penstock.operators.windows import hop, session, tumble
 from penstock.operators.windows.aggregate import WindowAggregateProcessor
-from penstock.operators.windows.session import SessionAggregateProcessor
+from penstock.operators.windows.sessions import SessionAggregateProcessor
 from penstock.state.backend import RestoredState
 from penstock.state.memory import memory_backend
 

@@ -16,7 +16,7 @@ from penstock.operators.processor import LATE
 from penstock.operators.windows import count_window, session
 from penstock.operators.windows.count import CountAggregateProcessor
 from penstock.operators.windows.descriptors import CountWindow, Session
-from penstock.operators.windows.session import SessionAggregateProcessor
+from penstock.operators.windows.sessions import SessionAggregateProcessor
 from penstock.testing.harness import Harness, batch_of
 
 COLUMNS = pa.schema([("k", pa.string()), ("n", pa.int64())])
