@@ -57,6 +57,10 @@ class Sender(Protocol):
         """Publish what fits and ring the receiver; True when nothing is left queued."""
         ...
 
+    def trim(self) -> int:
+        """Give memory that lies idle back to the system; how many slots (hazard 38)."""
+        ...
+
     @property
     def unread_limit(self) -> int:
         """Rows that the receiver lets lie unread, as it said last (hazard 8); 0: any number."""

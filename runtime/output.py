@@ -25,7 +25,7 @@ class OutputChannel:
     """One sender with its gathering buffer."""
 
     __slots__ = ("_batch_rows", "_deadline_ns", "_held", "_idle", "_linger_ns", "_rows", "_sender",
-                 "_sent", "_watermark")  # fmt: skip
+                 "_sent", "_sent_before", "_watermark")  # fmt: skip
 
     def __init__(self, sender: Sender, batch_rows: int, linger_ns: int) -> None:
         self._sender = sender
@@ -36,6 +36,7 @@ class OutputChannel:
         self._watermark = WATERMARK_MIN
         self._sent = WATERMARK_MIN
         self._idle = False
+        self._sent_before = -1
         self._deadline_ns = NEVER_NS
 
     def add(self, batch: pa.RecordBatch, now_ns: int) -> None:
@@ -115,6 +116,13 @@ class OutputChannel:
         """The other end has read everything: waiting would only add latency."""
         return self._sender.statistics().queued_rows == 0
 
+    def trim_if_idle(self) -> None:
+        """Give slots back if nothing was sent since the last call."""
+        sent = self._sender.statistics().messages
+        if sent == self._sent_before:
+            self._sender.trim()
+        self._sent_before = sent
+
     def flush(self) -> bool:
         """Publish what was offered; False when the channel is full."""
         return self._sender.flush()
@@ -186,6 +194,11 @@ class Outputs:
         for channel in self._channels:
             if channel.deadline_ns != NEVER_NS and channel.reader_is_idle:
                 channel.release()
+
+    def trim_idle(self) -> None:
+        """For channels that were idle since the last call; once in a while, not in each turn."""
+        for channel in self._channels:
+            channel.trim_if_idle()
 
     def next_deadline_ns(self) -> int:
         """The earliest end of a linger."""

@@ -52,6 +52,8 @@ log = logging.getLogger("penstock.subtask")
 
 SLEEP_S_MAX = 0.1
 """The longest sleep; the agent rings as often, so a lost post costs no more (hazard 2)."""
+TRIM_NS = 10 * 10**9
+"""Channels that were idle for so long give their memory back (hazard 38)."""
 SOURCE_ROWS_MAX = 64 * 1024
 SOURCE_RETRY_S = 0.002
 """A source that had nothing is asked again after this, unless it rings earlier."""
@@ -106,6 +108,7 @@ class Subtask:
         self._deferred: TriggerCheckpoint | None = None
         self._aligning_since_ns = 0
         self._source_retry_ns = 0
+        self._trimmed_ns = self._clock.monotonic_ns()
 
     # Life ------------------------------------------------------------------------------------
 
@@ -151,6 +154,9 @@ class Subtask:
         wakeup_ns = None if self._ended else self._chain.next_wakeup_ns()
         if wakeup_ns is not None:
             until_ns = min(until_ns, now_ns + max(0, wakeup_ns - self._clock.wall_ns()))
+        if now_ns - self._trimmed_ns >= TRIM_NS:
+            self._trimmed_ns = now_ns
+            self._outputs.trim_idle()
         self._setup.progress.set("idle" if published else "send")
         self._bell.wait(max(0, until_ns - now_ns) / 1e9)
         self._meter.slept(self._clock.monotonic_ns() - now_ns, blocked=not published)

@@ -19,6 +19,11 @@ class RecordingSender:
         self.unread = 0
         self.room = True
         self.unread_limit = 0
+        self.trimmed = 0
+
+    def trim(self) -> int:
+        self.trimmed += 1
+        return 0
 
     def offer(self, batch: pa.RecordBatch) -> None:
         self.offered.append(batch.column(0).to_pylist())
@@ -30,7 +35,7 @@ class RecordingSender:
         return self.room
 
     def statistics(self) -> ChannelStatistics:
-        return ChannelStatistics(0, 0, 0, 0, 0, self.unread)
+        return ChannelStatistics(len(self.offered), 0, 0, 0, 0, self.unread)
 
 
 def rows(*numbers: int) -> pa.RecordBatch:
@@ -130,3 +135,14 @@ def test_no_more_is_gathered_than_a_slow_reader_can_have_before_it() -> None:
     assert sender.offered == [[1, 2]]
     assert Outputs([output]).slice_rows(100) == 4
     assert Outputs([output]).slice_rows(3) == 3
+
+
+def test_an_idle_channel_gives_its_memory_back_and_a_busy_one_does_not() -> None:
+    output, sender = channel()
+    outputs = Outputs([output])
+    outputs.trim_idle()
+    output.watermark(1, 0)
+    outputs.trim_idle()
+    assert sender.trimmed == 0
+    outputs.trim_idle()
+    assert sender.trimmed == 1

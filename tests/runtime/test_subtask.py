@@ -89,6 +89,11 @@ class Target:
         self.sent: list[Any] = []
         self.room = True
         self.unread_limit = 0
+        self.trimmed = 0
+
+    def trim(self) -> int:
+        self.trimmed += 1
+        return 0
 
     def offer(self, batch: pa.RecordBatch) -> None:
         self.sent.append(batch["n"].to_pylist())
