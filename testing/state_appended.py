@@ -97,6 +97,7 @@ class _AppendedFleet:
 def law_appended_rows_are_found_by_key_and_time(
     factory: BackendFactory, rng: random.Random
 ) -> None:
+    """Probes find what a list would find, after kills, rescaling and expiry too."""
     for make, hash_of in [("int", true_hash), ("mixed", colliding_hash), ("text", true_hash)]:
         maker = KEY_MAKERS[make]
         rows = _AppendedFleet(factory, maker(rng, 0).schema, hash_of)
@@ -113,6 +114,7 @@ def law_appended_rows_are_found_by_key_and_time(
 
 
 def law_appended_rows_survive_mass_expiry(factory: BackendFactory, rng: random.Random) -> None:
+    """Rows that stay are found after nearly all others have expired."""
     key = pa.schema([("k", pa.int64())])
     fleet = Fleet(factory, lambda backend: backend.table("rows", key, ROW_VALUE))
     table = fleet.backends[0].table("rows", key, ROW_VALUE)

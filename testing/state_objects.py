@@ -43,6 +43,8 @@ def _owner(fleet: Fleet, hash64: int) -> StateBackend:
 def law_objects_equal_a_dict_through_kills_and_rescaling(
     factory: BackendFactory, rng: random.Random
 ) -> None:
+    """Values put, changed in place or removed are those of a dict."""
+
     def declare(backend: StateBackend) -> ObjectState:
         return backend.objects("seen", "value")
 
@@ -87,6 +89,8 @@ def _copy(value: Any) -> Any:
 def law_a_change_in_place_after_a_cut_is_in_the_next_cut_only(
     factory: BackendFactory, rng: random.Random
 ) -> None:
+    """Hazard 27: a list that grows after the cut is in that cut as it was."""
+
     def declare(backend: StateBackend) -> ObjectState:
         return backend.objects("seen", "list")
 
@@ -103,6 +107,8 @@ def law_a_change_in_place_after_a_cut_is_in_the_next_cut_only(
 
 
 def law_objects_expire_by_event_time(factory: BackendFactory, rng: random.Random) -> None:
+    """A value is gone when event time is further than its ttl past its last put."""
+
     def declare(backend: StateBackend) -> ObjectState:
         return backend.objects("seen", "value", ttl_ns=100)
 
@@ -158,6 +164,7 @@ class _TimerFleet:
 def law_timers_fire_once_in_order_through_kills_and_rescaling(
     factory: BackendFactory, rng: random.Random
 ) -> None:
+    """One timer per key and tag; the last call wins (hazard 24)."""
     timers = _TimerFleet(factory)
     now = 0
     for parallelism in RESCALES:
@@ -181,6 +188,7 @@ def law_timers_fire_once_in_order_through_kills_and_rescaling(
 
 
 def law_timers_that_move_often_do_not_pile_up(factory: BackendFactory, rng: random.Random) -> None:
+    """A timer that is set thousands of times fires once, at its last time."""
     timers = _TimerFleet(factory)
     for at in range(1, 20_000):
         key = at % 3
@@ -197,6 +205,8 @@ def law_timers_that_move_often_do_not_pile_up(factory: BackendFactory, rng: rand
 def law_lists_are_dealt_out_unions_copied_and_broadcasts_kept_once(
     factory: BackendFactory, rng: random.Random
 ) -> None:
+    """Operator state at another parallelism (hazard 26)."""
+
     def declare(backend: StateBackend) -> None:
         backend.operator_list("splits", "list")
         backend.operator_list("all", "union")
@@ -229,6 +239,7 @@ def law_lists_are_dealt_out_unions_copied_and_broadcasts_kept_once(
 def law_another_declaration_under_the_same_name_is_refused_with_both(
     factory: BackendFactory, rng: random.Random
 ) -> None:
+    """At once and after a restore, naming what was and what is declared."""
     key, other_key = pa.schema([("k", pa.int64())]), pa.schema([("k", pa.utf8())])
     value, wide = pa.schema([("n", pa.int64())]), pa.schema([("n", pa.decimal128(20, 2))])
     declarations: list[tuple[Callable[[StateBackend], object], str]] = [
@@ -278,6 +289,8 @@ def _reopen(fleet: Fleet, declare: Callable[[StateBackend], object]) -> None:
 def law_restored_state_without_an_owner_is_reported(
     factory: BackendFactory, rng: random.Random
 ) -> None:
+    """State that nothing declares after a restore is named, not dropped."""
+
     def declare(backend: StateBackend) -> None:
         backend.objects("kept", "value")
         backend.timers("lost timers")

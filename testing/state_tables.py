@@ -164,11 +164,13 @@ def _drive_table(factory: BackendFactory, rng: random.Random, make: str, hash_of
 def law_tables_equal_a_dict_through_kills_and_rescaling(
     factory: BackendFactory, rng: random.Random
 ) -> None:
+    """Upserts, merges and deletions of batches are those of a dict."""
     for make in KEY_MAKERS:
         _drive_table(factory, rng, make, true_hash)
 
 
 def law_keys_of_equal_hash_stay_apart(factory: BackendFactory, rng: random.Random) -> None:
+    """The same with a hash that collides nearly always."""
     for make in ("int", "mixed", "nested"):
         _drive_table(factory, rng, make, colliding_hash)
 
@@ -176,6 +178,7 @@ def law_keys_of_equal_hash_stay_apart(factory: BackendFactory, rng: random.Rando
 def law_hashes_are_computed_when_they_are_not_given(
     factory: BackendFactory, rng: random.Random
 ) -> None:
+    """A caller without hashes reaches the same rows, also after rescaling."""
     tables = _TableFleet(factory, text_keys(rng, 0).schema, true_hash)
     tables.fleet.restart(1)
     keys, values = text_keys(rng, 60), _values(rng, 60)
@@ -189,6 +192,7 @@ def law_hashes_are_computed_when_they_are_not_given(
 def law_a_sum_that_overflows_names_its_column_and_changes_nothing(
     factory: BackendFactory, rng: random.Random
 ) -> None:
+    """The batch that overflows is refused as a whole."""
     for kind, most in [(pa.int64(), 2**63 - 1), (pa.int32(), 2**31 - 1), (pa.uint64(), 2**64 - 1)]:
         _overflow(factory, kind, most)
     _overflow(factory, pa.decimal128(6, 2), Decimal("9999.99"))
@@ -222,6 +226,7 @@ def _overflow(factory: BackendFactory, kind: pa.DataType, most: Any) -> None:
 
 
 def law_floats_order_as_in_sql(factory: BackendFactory, rng: random.Random) -> None:
+    """NaN is the largest value, nulls are left out."""
     key = pa.schema([("k", pa.int64())])
     value = pa.schema([("low", pa.float64()), ("high", pa.float64())])
 
@@ -241,6 +246,7 @@ def law_floats_order_as_in_sql(factory: BackendFactory, rng: random.Random) -> N
 
 
 def law_a_snapshot_does_not_see_later_writes(factory: BackendFactory, rng: random.Random) -> None:
+    """A sealed cut holds what was there when it was sealed, however late it is written."""
     tables = _TableFleet(factory, text_keys(rng, 0).schema, true_hash)
     for _ in range(4):
         tables.upsert(text_keys(rng, 80), _values(rng, 80))
@@ -258,6 +264,7 @@ def law_a_snapshot_does_not_see_later_writes(factory: BackendFactory, rng: rando
 def law_large_tables_survive_growth_and_mass_deletion(
     factory: BackendFactory, rng: random.Random
 ) -> None:
+    """The index finds every key after growing, shrinking and growing again."""
     key = pa.schema([("k", pa.int64())])
     value = pa.schema([("n", pa.int64()), ("s", pa.utf8())])
     fleet = Fleet(factory, lambda backend: backend.table("t", key, value))
@@ -287,6 +294,7 @@ def law_large_tables_survive_growth_and_mass_deletion(
 def law_a_table_with_a_ttl_forgets_by_event_time(
     factory: BackendFactory, rng: random.Random
 ) -> None:
+    """A row is gone when event time is further than the ttl past its last write."""
     key = pa.schema([("k", pa.int64())])
     value = pa.schema([("n", pa.int64())])
 
