@@ -23,6 +23,7 @@ from penstock.runtime.embedded import EmbeddedLauncher
 from penstock.runtime.warm_agent import WarmAgent
 
 from .dry import DryLauncher
+from .live import watch
 from .program import execute, the_pipeline
 
 EXIT_FAILED = 1
@@ -61,8 +62,8 @@ def run(
     settings: Set = None,
 ) -> None:
     """Run the pipeline of a file until it ends or Ctrl-C stops it with a checkpoint."""
-    said: dict[str, Any] = _parse(settings or [])
-    said.update(
+    said = _said(
+        settings,
         parallelism=parallelism,
         state_dir=state_dir,
         checkpoint_interval=checkpoint_interval,
@@ -82,8 +83,6 @@ def run(
 
 
 def _watch(handle: JobHandle, settings: JobSettings) -> Summary:
-    from .live import watch
-
     try:
         return watch(handle)
     except KeyboardInterrupt:
@@ -109,8 +108,7 @@ def _resuming_command() -> str:
 @app.command()
 def explain(file: File, parallelism: Parallelism = None, settings: Set = None) -> None:
     """Show the logical and the physical plan, what is read, and the memory that channels take."""
-    said = {**_parse(settings or []), "parallelism": parallelism}
-    use_command_line(CommandLine(said))
+    use_command_line(CommandLine(_said(settings, parallelism=parallelism)))
     use_launcher(DryLauncher())
     pipeline = the_pipeline(file, execute(file))
     sys.stdout.write(pipeline.explain() + "\n")
@@ -122,13 +120,15 @@ def version() -> None:
     sys.stdout.write(f"penstock {__version__}\n")
 
 
-def _parse(settings: Sequence[str]) -> dict[str, str]:
-    said = {}
-    for text in settings:
+def _said(settings: Sequence[str] | None, **options: Any) -> dict[str, Any]:
+    """What --set says, and above it the options that were given."""
+    said: dict[str, Any] = {}
+    for text in settings or ():
         name, equals, value = text.partition("=")
         if not equals:
             raise SettingsError(f"--set {text}: write  --set name=value")
         said[name.strip()] = value.strip()
+    said.update((name, value) for name, value in options.items() if value is not None)
     return said
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass
+from collections import deque
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,25 +20,53 @@ log = logging.getLogger("penstock.cli")
 REFRESH_S = 0.5
 PLAIN_INTERVAL_S = 10.0
 """Between two lines where there is no terminal."""
+RATE_WINDOW_S = 5.0
 
 
-@dataclass
 class Rates:
-    """Rows per second between two looks."""
+    """Rows per second over the last RATE_WINDOW_S; None before any row was counted.
 
-    at_ns: int = 0
-    rows_in: int = 0
-    rows_out: int = 0
-    in_per_s: float = 0.0
-    out_per_s: float = 0.0
+    Statistics come in steps, one per subtask and second, so two looks in a row say nothing.
+
+    >>> from penstock.dataflow.launcher import JobStatus
+    >>> rates = Rates()
+    >>> for second, rows in enumerate([0, 0, 300, 300, 600]):
+    ...     status = JobStatus("j", "running", 1, 0, 3, rows, rows, 0, 0, None, 1.0)
+    ...     rates.look(status, second * 10**9)
+    ...     print(rates.in_per_s)
+    None
+    None
+    150.0
+    100.0
+    150.0
+    """
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[int, int, int]] = deque()
+        self.in_per_s: float | None = None
+        self.out_per_s: float | None = None
 
     def look(self, status: JobStatus, now_ns: int) -> None:
-        """Counters go back when an attempt starts anew; a rate is never negative."""
-        span_s = (now_ns - self.at_ns) / 1e9
-        if self.at_ns and span_s > 0:
-            self.in_per_s = max(0, status.rows_in - self.rows_in) / span_s
-            self.out_per_s = max(0, status.rows_out - self.rows_out) / span_s
-        self.at_ns, self.rows_in, self.rows_out = now_ns, status.rows_in, status.rows_out
+        """Take the counters down. They go back when an attempt starts anew: so do the rates."""
+        looks = self._looks
+        counted = status.rows_in + status.rows_out > 0
+        if not counted and status.state != "running":
+            # Starting is no part of the rate.
+            looks.clear()
+        if looks and (status.rows_in < looks[-1][1] or status.rows_out < looks[-1][2]):
+            looks.clear()
+        looks.append((now_ns, status.rows_in, status.rows_out))
+        while len(looks) > 2 and now_ns - looks[1][0] >= RATE_WINDOW_S * 1e9:
+            looks.popleft()
+        at_ns, rows_in, rows_out = looks[0]
+        span_s = (now_ns - at_ns) / 1e9
+        if span_s > 0 and counted:
+            self.in_per_s = (status.rows_in - rows_in) / span_s
+            self.out_per_s = (status.rows_out - rows_out) / span_s
+
+
+def _per_second(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:,.0f}/s"
 
 
 def watermark_lag(status: JobStatus, wall_ns: int) -> str:
@@ -64,8 +92,8 @@ def one_line(status: JobStatus, rates: Rates, wall_ns: int) -> str:
     if status.epoch and status.last_checkpoint_s is not None:
         checkpoint += f" ({status.last_checkpoint_s:.1f} s ago)"
     line = (
-        f"{status.job} {status.state}  in {rates.in_per_s:,.0f}/s ({status.rows_in:,})  "
-        f"out {rates.out_per_s:,.0f}/s ({status.rows_out:,})  "
+        f"{status.job} {status.state}  in {_per_second(rates.in_per_s)} ({status.rows_in:,})  "
+        f"out {_per_second(rates.out_per_s)} ({status.rows_out:,})  "
         f"watermark lag {watermark_lag(status, wall_ns)}  checkpoint {checkpoint}  "
         f"restarts {status.restarts}"
     )

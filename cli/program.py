@@ -37,9 +37,10 @@ def execute(path: str) -> dict[str, Any]:
             raise SettingsError(f"{path} ended itself with exit code {error.code}") from error
     except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if frame.filename == path] or frames[-1:]
+        # None of the file's own: it could not be compiled, and the cause says where.
+        own = [frame for frame in frames if frame.filename == path]
         text = "".join(traceback.format_list(own))
-        cause = f"{type(error).__name__}: {error}"
+        cause = "".join(traceback.format_exception_only(error)).strip()
         raise UserCodeError(path, 0, "import", cause, traceback=text) from error
     return module.__dict__
 
