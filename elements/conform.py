@@ -7,7 +7,9 @@ Missing and unknown columns, other kinds, and nulls in non-null columns are erro
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as pat
 
 
@@ -45,7 +47,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.utf8()
     if pat.is_large_binary(kind) or pat.is_binary_view(kind):
         return pa.binary()
-    if pat.is_list(kind) or pat.is_large_list(kind) or pat.is_list_view(kind):
+    if _is_list_view(kind) or pat.is_list(kind) or pat.is_large_list(kind):
         return pa.list_(_plain_field(kind.value_field))
     if pat.is_fixed_size_list(kind):
         return pa.list_(_plain_field(kind.value_field), kind.list_size)
@@ -59,6 +61,49 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 def plain_schema(schema: pa.Schema) -> pa.Schema:
     """`schema` with plain types only, without metadata."""
     return pa.schema([_plain_field(field) for field in schema])
+
+
+def plain_array(array: pa.Array) -> pa.Array:
+    """`array` in its plain type.
+
+    Not by one cast: pyarrow makes invalid arrays of list views and of run-ends inside of lists.
+
+    >>> plain_array(pa.array([[1], None, [2, 3]], pa.list_view(pa.int64()))).to_pylist()
+    [[1], None, [2, 3]]
+    """
+    kind = array.type
+    plain = plain_type(kind)
+    if kind.equals(plain):
+        return array
+    if _is_list_view(kind) or pat.is_list(kind) or pat.is_large_list(kind):
+        lengths = pc.fill_null(pc.list_value_length(array), 0)
+        ends = np.concatenate(([0], np.cumsum(lengths.to_numpy(zero_copy_only=False))))
+        offsets = pa.array(ends, pa.int32())
+        return pa.ListArray.from_arrays(
+            offsets, plain_array(array.flatten()), type=plain, mask=array.is_null()
+        )
+    if pat.is_struct(kind):
+        # field() cuts the child to the slice, and leaves nulls of the struct to the mask.
+        children = [plain_array(array.field(i)) for i in range(kind.num_fields)]
+        return pa.StructArray.from_arrays(children, fields=list(plain), mask=array.is_null())
+    if pat.is_fixed_size_list(kind):
+        width = kind.list_size
+        values = array.values.slice(array.offset * width, len(array) * width)
+        return pa.FixedSizeListArray.from_arrays(
+            plain_array(values), type=plain, mask=array.is_null()
+        )
+    if pat.is_map(kind):
+        ends = array.offsets.to_numpy()
+        keys, items = (a.slice(ends[0], ends[-1] - ends[0]) for a in (array.keys, array.items))
+        offsets = pa.array(ends - ends[0], pa.int32())
+        return pa.MapArray.from_arrays(
+            offsets, plain_array(keys), plain_array(items), type=plain, mask=array.is_null()
+        )
+    return array.cast(plain)
+
+
+def _is_list_view(kind: pa.DataType) -> bool:
+    return bool(pat.is_list_view(kind) or pat.is_large_list_view(kind))
 
 
 def _plain_field(field: pa.Field) -> pa.Field:
@@ -96,7 +141,8 @@ def _fitted(array: pa.Array, field: pa.Field, who: str) -> pa.Array:
             f"{_prefix(who)}column {field.name} is {array.type}, declared is {field.type}"
         )
     try:
-        return array.cast(field.type)
+        plain = plain_array(array)
+        return plain if plain.type.equals(field.type) else plain.cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UnfitValue(
             f"{_prefix(who)}column {field.name} is {array.type} and holds values that the "

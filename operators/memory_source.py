@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from penstock.elements.conform import plain_type
+from penstock.elements.conform import plain_array, plain_schema, plain_type
 from penstock.elements.errors import PlanError
 
 from .source import Chunk, EndOfSplit, Position, ReaderContext, SourceConnector, Split, SplitReader
@@ -21,8 +21,11 @@ SPLIT_ROWS = 256 * 1024
 
 def plain_table(table: pa.Table) -> pa.Table:
     """`table` with plain types and without metadata."""
-    fields = [pa.field(f.name, plain_type(f.type), f.nullable) for f in table.schema]
-    return table.cast(pa.schema(fields)).replace_schema_metadata(None)
+    columns = [
+        pa.chunked_array([plain_array(chunk) for chunk in column.chunks], plain_type(column.type))
+        for column in table.columns
+    ]
+    return pa.Table.from_arrays(columns, schema=plain_schema(table.schema))
 
 
 class MemorySource(SourceConnector[Any]):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pyarrow as pa
 import pytest
 
-from penstock.elements.conform import ConformError, UnfitValue, conform
+from penstock.elements.conform import ConformError, UnfitValue, conform, plain_array, plain_type
+from penstock.testing.batches import NESTED, random_array
 
 DECLARED = pa.schema(
     [
@@ -87,3 +90,13 @@ def test_a_null_where_none_may_be_names_the_row() -> None:
 def test_a_batch_without_columns_keeps_its_rows() -> None:
     none = pa.record_batch({"c": [1, 2, 3]}).select([])
     assert conform(none, pa.schema([])).num_rows == 3
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_nested_columns_of_any_type_become_plain_ones_that_are_valid(kind: str) -> None:
+    for seed in range(30):
+        array = random_array(50, Random(seed), kind).slice(3, 40)
+        plain = plain_array(array)
+        plain.validate(full=True)
+        assert plain.type.equals(plain_type(array.type))
+        assert repr(plain.to_pylist()) == repr(array.to_pylist())
