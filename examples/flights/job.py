@@ -1,6 +1,6 @@
 """The main job: what delayed a year of departures from New York?
 
-    penstock run examples/flights/job.py --state-dir state
+    penstock run examples/flights/job.py --state-dir flights-state
 
 Reads FLIGHTS_DATA (made by data.py), writes Parquet below FLIGHTS_OUT.
 """

@@ -33,8 +33,9 @@ def sample_flights(folder: Path) -> None:
             "dep_delay": [float(i % 40) for i in range(100)],
         }
     )
-    (folder / "flights").mkdir()
-    pq.write_table(flights, folder / "flights" / "01.parquet")
+    data = folder / "demo-output" / "data" / "flights"
+    data.mkdir(parents=True)
+    pq.write_table(flights, data / "01.parquet")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
