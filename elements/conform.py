@@ -40,8 +40,11 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema, who: str = "") -> pa.Recor
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type that a column of `kind` has on channels: no dictionary, view or large types."""
-    if pat.is_dictionary(kind):
+    """The type that a column of `kind` has on channels: no dictionary, runs, view or large types.
+
+    Rows are gathered by `take`, which knows no run-end encoded columns.
+    """
+    if pat.is_dictionary(kind) or pat.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
     if pat.is_large_string(kind) or pat.is_string_view(kind):
         return pa.utf8()
@@ -55,6 +58,9 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.struct([_plain_field(kind.field(i)) for i in range(kind.num_fields)])
     if pat.is_map(kind):
         return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
+    if pat.is_union(kind):
+        fields = [_plain_field(kind.field(i)) for i in range(kind.num_fields)]
+        return pa.union(fields, mode=kind.mode, type_codes=list(kind.type_codes))
     return kind
 
 
@@ -75,6 +81,8 @@ def plain_array(array: pa.Array) -> pa.Array:
     plain = plain_type(kind)
     if kind.equals(plain):
         return array
+    if pat.is_run_end_encoded(kind):
+        return plain_array(pc.run_end_decode(array))
     if _is_list_view(kind) or pat.is_list(kind) or pat.is_large_list(kind):
         lengths = pc.fill_null(pc.list_value_length(array), 0)
         ends = np.concatenate(([0], np.cumsum(lengths.to_numpy(zero_copy_only=False))))
@@ -99,7 +107,26 @@ def plain_array(array: pa.Array) -> pa.Array:
         return pa.MapArray.from_arrays(
             offsets, plain_array(keys), plain_array(items), type=plain, mask=array.is_null()
         )
+    if pat.is_union(kind):
+        return _plain_union(array)
     return array.cast(plain)
+
+
+def _plain_union(array: pa.Array) -> pa.Array:
+    kind = array.type
+    names = [kind.field(i).name for i in range(kind.num_fields)]
+    parts = [plain_array(array.field(i)) for i in range(kind.num_fields)]
+    codes = _part_of_union(array, 1, pa.int8())
+    if kind.mode == "dense":
+        places = _part_of_union(array, 2, pa.int32())
+        return pa.UnionArray.from_dense(codes, places, parts, names, list(kind.type_codes))
+    return pa.UnionArray.from_sparse(codes, parts, names, list(kind.type_codes))
+
+
+def _part_of_union(array: pa.Array, index: int, kind: pa.DataType) -> pa.Array:
+    # Its own type_codes and offsets do not know that a slice begins later.
+    buffer = array.buffers()[index]
+    return pa.Array.from_buffers(kind, len(array), [None, buffer], offset=array.offset)
 
 
 def _is_list_view(kind: pa.DataType) -> bool:
@@ -134,6 +161,8 @@ def _fitted(array: pa.Array, field: pa.Field, who: str) -> pa.Array:
         array = array.storage
     if pat.is_dictionary(array.type):
         array = array.dictionary_decode()
+    if pat.is_run_end_encoded(array.type):
+        array = pc.run_end_decode(array)
     if array.type.equals(field.type):
         return array
     if not _may_become(array.type, field.type):

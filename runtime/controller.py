@@ -272,6 +272,10 @@ class Controller:
         if self._job.phase in (Phase.WAITING, Phase.ENDED):
             self._checkpoints.attempt_over()
             self._board.attempt_over()
+        if self._job.phase is Phase.WAITING:
+            # Whoever watches a job restart again and again must not wait for its end to learn why.
+            failed = self._job.failures[-1]
+            log.warning("%s: attempt %d failed: %s", self._plan.name, failed.attempt, failed.cause)
         return actions
 
     def _on_discovered(self, found: Discovered) -> Sequence[Action]:
