@@ -124,9 +124,11 @@ def _plain_union(array: pa.Array) -> pa.Array:
 
 
 def _part_of_union(array: pa.Array, index: int, kind: pa.DataType) -> pa.Array:
-    # Its own type_codes and offsets do not know that a slice begins later.
+    # Its own type_codes and offsets do not know that a slice begins later; and a copy does not
+    # begin later itself, or the children would have to.
     buffer = array.buffers()[index]
-    return pa.Array.from_buffers(kind, len(array), [None, buffer], offset=array.offset)
+    part = pa.Array.from_buffers(kind, len(array), [None, buffer], offset=array.offset)
+    return pa.array(part.to_numpy())
 
 
 def _is_list_view(kind: pa.DataType) -> bool:
