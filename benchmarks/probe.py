@@ -79,7 +79,7 @@ class _ClockedReader(SplitReader):
         if self._rate is None:
             count = limit_rows
         elif now_ns < self._next_ns:
-            time.sleep(min(0.005, (self._next_ns - now_ns) / 1e9))
+            # Waiting here would hold up the rows of the tick before: poll never blocks.
             return None
         else:
             count = max(1, self._rate * self._tick_ns // 10**9)

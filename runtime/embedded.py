@@ -77,8 +77,6 @@ class EmbeddedLauncher:
             finished = checkpoints.log.history.finished
             assert finished is not None
             return _finished(plan, finished, at_end)
-        for warning in plan.warnings:
-            log.warning("%s: %s", plan.name, warning)
         if checkpoints.manifest is not None:
             log.info("%s resumes from checkpoint %d", plan.name, checkpoints.manifest.id)
         controller = Controller(
