@@ -220,6 +220,11 @@ class FileSource(SourceConnector[Any]):
             columns = []
             for field in schema:
                 column = batch.column(field.name)
+                if column.null_count and not field.nullable:
+                    raise ConnectorError(
+                        f"{path}: column {field.name!r} holds nulls, but is declared without\n"
+                        "  Declare it as  | None  (a dataclass) or nullable (a pa.Schema)."
+                    )
                 try:
                     columns.append(column.cast(field.type))
                 except pa.ArrowException as error:

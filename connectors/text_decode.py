@@ -43,7 +43,7 @@ def json_decoder(schema: pa.Schema) -> Decode:
             _refuse_fractions(lines[0], integers)
         stream = arro3.io.read_json(io.BytesIO(block), nullable, batch_size=RECORDS_AT_ONCE * 2)
         table = pa.RecordBatchReader.from_stream(stream).read_all()
-        return _one_batch(table, nullable)
+        return _one_batch(table, nullable, schema)
 
     return decode
 
@@ -76,13 +76,16 @@ def csv_decoder(schema: pa.Schema, header: Sequence[str], delimiter: str) -> Dec
         table = pacsv.read_csv(
             io.BytesIO(block), read_options=read, parse_options=parse, convert_options=convert
         )
-        return _one_batch(table, nullable)
+        return _one_batch(table, nullable, schema)
 
     return decode
 
 
-def _one_batch(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
-    columns = [column.combine_chunks() for column in table.cast(schema).columns]
+def _one_batch(table: pa.Table, nullable: pa.Schema, schema: pa.Schema) -> pa.RecordBatch:
+    columns = [column.combine_chunks() for column in table.cast(nullable).columns]
+    for field, column in zip(schema, columns, strict=True):
+        if column.null_count and not field.nullable:
+            raise ValueError(f"field {field.name!r} is missing or null, and must not be")
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

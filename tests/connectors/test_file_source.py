@@ -14,7 +14,7 @@ import pytest
 from penstock.connectors.file_encode import write_file
 from penstock.connectors.file_source import FileSource
 from penstock.connectors.files import FileKind
-from penstock.elements.errors import PlanError
+from penstock.elements.errors import ConnectorError, PlanError
 from penstock.operators.source import EndOfSplit, ReaderContext
 
 TABLE = pa.table(
@@ -206,3 +206,39 @@ def test_a_last_line_without_newline_resumes_in_a_compressed_file(tmp_path: Path
     polls = read(source, 1)
     assert [rows for rows, _ in polls] == [[{"n": 1}], [{"n": 2}]]
     assert read(source, 1, polls[-1][1]) == []
+
+
+STRICT = pa.schema([pa.field("n", pa.int64(), nullable=False), pa.field("s", pa.utf8())])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("in.jsonl", '{"n": 1, "s": "a"}\n{"s": "b"}\n{"n": null}\n{"n": 4}\n'),
+        ("in.csv", "n,s\n1,a\n,b\n,\n4,\n"),
+    ],
+)
+def test_records_without_a_value_that_must_be_there_are_rejected(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    rejected = Rejected()
+    source = FileSource(tmp_path / name, schema=STRICT)
+    reader = source.reader(source.splits()[0], None, context(rejected))
+    chunk = reader.poll(100)
+    reader.close()
+    assert chunk is not None
+    assert chunk.batch.schema.equals(STRICT)
+    assert chunk.batch["n"].to_pylist() == [1, 4]
+    assert len(rejected.records) == 2
+    assert all("'n' is missing or null" in error for _, error, _ in rejected.records)
+
+
+def test_nulls_in_a_column_declared_without_them_are_an_error(tmp_path: Path) -> None:
+    table = pa.table({"n": [1, None], "s": ["a", "b"]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    source = FileSource(tmp_path / "in.parquet", schema=STRICT)
+    reader = source.reader(source.splits()[0], None, context())
+    with pytest.raises(ConnectorError, match="'n' holds nulls, but is declared without"):
+        reader.poll(10)
+    reader.close()

@@ -11,10 +11,20 @@ import duckdb
 import pyarrow as pa
 
 import penstock as ps
+from penstock.operators.source import (
+    Chunk,
+    EndOfSplit,
+    Position,
+    ReaderContext,
+    SourceConnector,
+    Split,
+    SplitReader,
+)
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 DISORDER_S = 5
 BOUND = f"{DISORDER_S} seconds"
+SPLITS = 3
 KEYS = ("a", "b", "c", "d", "e")
 
 
@@ -57,10 +67,49 @@ def as_table(rows: list[Event]) -> pa.Table:
     )
 
 
-def read(pipeline: ps.Pipeline, rows: list[Event] | None = None) -> ps.Stream[Any]:
+class Dealt(SourceConnector[Any]):
+    """A table in SPLITS splits, each with every SPLITS-th row, so that all go on together."""
+
+    name = "dealt"
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The table's."""
+        return self._table.schema
+
+    def splits(self) -> list[Split]:
+        """Numbered."""
+        return [Split(str(number), 1, number) for number in range(SPLITS)]
+
+    def reader(self, split: Split, position: Position, ctx: ReaderContext) -> SplitReader:
+        """Position: rows of the split already read."""
+        piece = self._table.take(list(range(split.detail, self._table.num_rows, SPLITS)))
+        return _Reading(piece.combine_chunks().to_batches()[0], position or 0)
+
+
+class _Reading(SplitReader):
+    def __init__(self, rows: pa.RecordBatch, at: int) -> None:
+        self._rows = rows
+        self._at = at
+
+    def poll(self, limit_rows: int) -> Chunk:
+        """The next rows, as a slice with an offset."""
+        if self._at >= self._rows.num_rows:
+            raise EndOfSplit
+        batch = self._rows.slice(self._at, limit_rows)
+        self._at += batch.num_rows
+        return Chunk(batch, self._at)
+
+
+def read(
+    pipeline: ps.Pipeline, rows: list[Event] | None = None, name: str = "events"
+) -> ps.Stream[Any]:
     """The rows as a stream with event time; no row is later than the bound."""
-    source = events() if rows is None else rows
-    return pipeline.source(as_table(source), event_time="ts", out_of_order=BOUND)
+    table = as_table(events() if rows is None else rows)
+    return pipeline.source(Dealt(table), event_time="ts", out_of_order=BOUND, name=name)
 
 
 def sql(query: str, **tables: pa.Table) -> list[tuple[Any, ...]]:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from law_data import Event, as_table, events, read, sql
+from law_data import Dealt, Event, as_table, events, read, sql
 
 import penstock as ps
 from penstock.testing.same_rows import assert_same_rows
@@ -51,7 +51,7 @@ def stream() -> ps.Stream[Any]:
 
 
 def more(pipeline: ps.Pipeline) -> ps.Stream[Any]:
-    return read(pipeline, MORE)
+    return read(pipeline, MORE, "more")
 
 
 # Rows one by one, and in batches ------------------------------------------------------------------
@@ -430,7 +430,7 @@ def test_late_rows_are_emitted_or_late_but_never_lost() -> None:
     def build() -> ps.Stream[Any]:
         p = ps.Pipeline("law")
         # No disorder allowed, although there is much.
-        rows = p.source(TABLE, event_time="ts", out_of_order="0 s")
+        rows = p.source(Dealt(TABLE), event_time="ts", out_of_order="0 s")
         counts = rows.key_by("v").window(ps.tumble("4 seconds")).aggregate(n="count(*)")
         emitted = counts.flat_map(repeat).select("id")
         return emitted.union(counts.late.select(id="v"))
