@@ -88,8 +88,14 @@ class Wire:
     def attach(self, near: Doorbell, far: Doorbell) -> None:
         """What the two subtasks do, each in its own mapping; the bells are those of the nets."""
         mine, theirs = (Segment.attach(os.dup(s.fd)) for s in (self.here, self.there))
+        self._mapped = [mine, theirs]
         self.sender = SlabSender(mine, 0, self.schema, near, self.writing)
         self.receiver = SlabReceiver(theirs, 1, self.schema, self.reading, far)
+
+    def close(self) -> None:
+        """Descriptors only: views of the memory may be anywhere."""
+        for segment in (self.here, self.there, *self._mapped):
+            os.close(segment.fd)
 
     def at_source(self, field: int) -> int:
         return self.here.words[self.here.regions[0].word(field)]
@@ -190,6 +196,8 @@ class Pair:
         self.far.close()
         assert self.near.join(PATIENCE_S)
         assert self.far.join(PATIENCE_S)
+        for wire in self.wires:
+            wire.close()
 
 
 def channel_ends(
