@@ -361,8 +361,8 @@ class Controller:
             self._deployer.message(generation, action.attempt, run_id, manifest, self._enumerators)
         )
         log.info(
-            "%s: attempt %d starts from checkpoint %d",
-            self._plan.name, action.attempt, action.restores,
+            "%s: attempt %d starts from %s", self._plan.name, action.attempt,
+            f"checkpoint {action.restores}" if action.restores else "the beginning",
         )  # fmt: skip
         failpoint("after-deploy", "controller")
 

@@ -105,4 +105,4 @@ def test_without_a_terminal_there_are_plain_lines(here: Path) -> None:
         run.interrupt()
         run.end()
     assert "\x1b" not in run.text
-    assert re.search(r"^\S+ \S+ INFO ledger: attempt 1 starts from checkpoint 0$", run.text, re.M)
+    assert re.search(r"^\S+ \S+ INFO ledger: attempt 1 starts from the beginning$", run.text, re.M)
