@@ -17,6 +17,7 @@ from penstock.elements.errors import EngineError, PenstockError, ProtocolError
 from penstock.runtime.doorbell import Doorbell
 from penstock.runtime.segment import Segment
 
+from .compression import Compression
 from .connection import Connection
 from .credentials import Credentials
 from .handshake import accept, connect
@@ -29,6 +30,10 @@ from .streams import ConnectionLost, Stream
 CONNECT_S = 10.0
 """From Addresses until every peer must be connected."""
 RETRY_S = 0.05
+HANDSHAKE_TRIES = 5
+"""A listener that hangs up so often does not want us; it tells why only its own agent."""
+JOIN_S = 1.0
+"""For threads whose connection was just cut."""
 DIAL_S = 2.0
 """One attempt to reach a peer's port."""
 HANDSHAKES_MAX = 32
@@ -94,7 +99,7 @@ class Peers:
         self._handshakes = threading.Semaphore(HANDSHAKES_MAX)
         self._rejected, self._rejected_for = 0, ""
         self._deadline_ns: int | None = None
-        self._compression = setup.compression
+        self._compression = Compression(setup.compression).name
         family = socket.AF_INET6 if ":" in setup.address else socket.AF_INET
         self._listener = socket.create_server((setup.address, 0), family=family)
         self.port: int = self._listener.getsockname()[1]
@@ -139,12 +144,14 @@ class Peers:
                 peer.abort()
             else:
                 peer.connection.close()
+                peer.connection.join(JOIN_S)
 
     # Calling ----------------------------------------------------------------------------------
 
     def _call(self, peer: Peer, address: tuple[str, int]) -> None:
         why: EngineError = ConnectionLost("it was not called")
         end_ns = self._clock.monotonic_ns() + int(CONNECT_S * 1e9)
+        hung_up = 0
         while self._clock.monotonic_ns() < end_ns and not self._closing.is_set():
             try:
                 sock = socket.create_connection(address, DIAL_S)
@@ -156,6 +163,9 @@ class Peers:
                 stream, theirs = connect(sock, self._credentials, peer.hello)
             except (OSError, ConnectionLost) as error:
                 why = ConnectionLost(f"node {peer.node} at {address[0]}:{address[1]}: {error}")
+                hung_up += isinstance(error, ConnectionLost)
+                if hung_up == HANDSHAKE_TRIES:
+                    break
             except PenstockError as error:
                 self._fail(peer, EngineError(f"node {peer.node} at {address[0]}: {error}"))
                 return
