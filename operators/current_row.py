@@ -45,7 +45,7 @@ class CurrentRow:
         self.key: Any = NO_KEY
         self.index = 0
         self.hashes: Sequence[int] = NO_KEY
-        self.times: Times | None = None
+        self.times: Times | Sequence[int] | None = None
         self.timer = False
         """A timer is firing: there is no row that could be late."""
 

@@ -9,56 +9,48 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast, overload
 
 import pyarrow as pa
 
 from penstock.elements.durations import Duration, duration_ns
-from penstock.elements.errors import PlanError, StateError
+from penstock.elements.errors import PlanError
 from penstock.elements.row_schema import is_row_class, row_schema
-from penstock.state.backend import ObjectKind, ObjectState, StateBackend
+from penstock.state.backend import (
+    IMMUTABLE_TYPES,
+    DirectObjects,
+    ObjectKind,
+    ObjectState,
+    StateBackend,
+)
 
 from .current_row import CurrentRow
-from .instants import Instant, instant, instant_ns
+from .declaration import Declared, KeyedDeclaration
+from .declared_timer import Fired, Timer, fired, timer_tag
 from .processor import DEAD, LATE, MAIN
-from .timer_service import TimerService
+
+__all__ = [
+    "Declared",
+    "Fired",
+    "KeyedDeclaration",
+    "KeyedState",
+    "ListState",
+    "MapState",
+    "Output",
+    "ReducingState",
+    "Side",
+    "Timer",
+    "ValueState",
+    "check_declarations",
+    "declarations",
+    "fired",
+    "timer_tag",
+]
 
 T = TypeVar("T")
 V = TypeVar("V")
+D = TypeVar("D")
 K = TypeVar("K")
-
-
-class Declared:
-    """Anything declared on an operator's class; knows the name it was given."""
-
-    name = ""
-    owner = ""
-
-    def __set_name__(self, owner: type[Any], name: str) -> None:
-        # Python wraps what is raised here, so check_declarations complains instead.
-        if not self.name:
-            self.name, self.owner = name, owner.__name__
-
-
-class KeyedDeclaration(Declared):
-    """State or a timer of the current key. Unbound until the operator is open."""
-
-    _row: CurrentRow
-
-    def _bound_to(self, row: CurrentRow) -> Self:
-        twin = copy.copy(self)
-        twin._row = row
-        return twin
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") and not name.startswith("__"):
-            raise StateError(
-                f"{self.owner}.{self.name} is state, and there is none before the operator opens\n"
-                "  Use it in process, process_group and on_timer; open() only connects and loads."
-            )
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
 
 class KeyedState(KeyedDeclaration):
@@ -83,6 +75,11 @@ class KeyedState(KeyedDeclaration):
         self._state = state
         self._get = state.get
         self._put = state.put
+        # What would be changed in place by us alone is looked at without being marked.
+        direct = state.direct()
+        self._peek: Callable[[Hashable, Any], Any] = (
+            state.get if direct is None else direct.values.get
+        )
 
     def clear(self) -> None:
         """Forget it for this key."""
@@ -122,10 +119,11 @@ class ValueState(KeyedState, Generic[T]):
 
     def _attach(self, state: ObjectState) -> None:
         super()._attach(state)
+        direct = state.direct()
         if self._copied:
             self.__class__ = _CopyingValueState
-
-    # Read and written for every row: no call that can be left out is made here.
+        elif direct is not None and type(self.default) in IMMUTABLE_TYPES:
+            self.__class__ = _direct_value_state(direct, self._row, self.default, self._put)
 
     @property
     def value(self) -> T:
@@ -140,6 +138,35 @@ class ValueState(KeyedState, Generic[T]):
     def view(self, key: Hashable) -> Any:
         """The value for `key`, for tests."""
         return copy.deepcopy(self._get(key, self.default))
+
+
+def _direct_value_state(
+    direct: DirectObjects, row: CurrentRow, default: Any, put: Callable[[Hashable, int, Any], None]
+) -> type[ValueState[Any]]:
+    """The class of one bound ValueState on a dict.
+
+    It is read and written for every row, so it makes no call of ours, and what it needs are
+    variables of these functions, which Python finds faster than attributes.
+    """
+    values, dirty, shift = direct
+    find, usual = values.get, type(default)
+
+    def read(_: Any) -> Any:
+        """The stored value, else the default."""
+        found = find(row.key, default)
+        if type(found) is not usual and type(found) not in IMMUTABLE_TYPES:
+            dirty[row.hashes[row.index] >> shift] = 1
+        return found
+
+    def write(_: Any, value: Any) -> None:
+        key = row.key
+        if key in values:
+            values[key] = value
+            dirty[row.hashes[row.index] >> shift] = 1
+        else:
+            put(key, row.hashes[row.index], value)
+
+    return type("ValueState", (ValueState,), {"value": property(read, write)})
 
 
 class _CopyingValueState(ValueState[T]):
@@ -174,7 +201,7 @@ class ListState(KeyedState, Generic[T]):
 
     def extend(self, values: Iterable[T]) -> None:
         """Add all at the end."""
-        found = self._get(self._row.key, None)
+        found = self._peek(self._row.key, None)
         made = list(values) if found is None else found
         if found is not None:
             found.extend(values)
@@ -216,13 +243,35 @@ class MapState(KeyedState, MutableMapping[K, V]):
         self._describe(ttl)
 
     def __getitem__(self, key: K) -> V:
-        return self._items()[key]
+        found = self._peek(self._row.key, None)
+        if found is None:
+            raise KeyError(key)
+        value: V = found[key]
+        if type(value) not in IMMUTABLE_TYPES:
+            self._get(self._row.key, None)  # Marks it: the value may be changed in place.
+        return value
+
+    @overload
+    def get(self, key: K, /) -> V | None: ...
+    @overload
+    def get(self, key: K, default: V | D, /) -> V | D: ...
+    def get(self, key: K, default: Any = None, /) -> Any:
+        """The value for `key`, else `default`."""
+        found = self._peek(self._row.key, None)
+        if found is None:
+            return default
+        value = found.get(key, default)
+        if type(value) not in IMMUTABLE_TYPES:
+            self._get(self._row.key, None)
+        return value
 
     def __setitem__(self, key: K, value: V) -> None:
-        found = self._get(self._row.key, None)
-        made = {} if found is None else found
-        made[key] = value
-        self._store(made)
+        row = self._row
+        found = self._peek(row.key, None)
+        if found is None:
+            found = {}
+        found[key] = value
+        self._put(row.key, row.hashes[row.index], found)
 
     def __delitem__(self, key: K) -> None:
         found = self._items()
@@ -250,7 +299,7 @@ class MapState(KeyedState, MutableMapping[K, V]):
         return copy.deepcopy(self._get(key, None)) or {}
 
     def _items(self) -> dict[K, V]:
-        return cast("dict[K, V]", self._get(self._row.key, None) or {})
+        return cast("dict[K, V]", self._peek(self._row.key, None) or {})
 
 
 class ReducingState(KeyedState, Generic[T]):
@@ -276,69 +325,6 @@ class ReducingState(KeyedState, Generic[T]):
     def value(self) -> T | None:
         """What has been added so far; None if nothing was."""
         return cast("T | None", self._get(self._row.key, None))
-
-
-@dataclass(frozen=True, slots=True)
-class Fired:
-    """A timer that fires: `name` is the attribute it was declared as, `time` what it was set to."""
-
-    name: str
-    time: datetime
-    time_ns: int
-    tag: str = ""
-
-
-class Timer(KeyedDeclaration):
-    """One pending timer per key (and tag): `set` arms or moves it, on_timer gets a `Fired`.
-
-    Event time by default: it fires when the watermark has passed; at the end of data all fire.
-    `processing_time=True` goes by the wall clock; such timers are dropped (and counted) at the end
-    of data unless `fire_at_end=True`, and their results may differ between two runs.
-    """
-
-    _service: TimerService
-
-    def __init__(self, *, processing_time: bool = False, fire_at_end: bool = False) -> None:
-        if fire_at_end and not processing_time:
-            raise PlanError("Timer(fire_at_end=True): event-time timers always fire at the end")
-        self.processing_time, self.fire_at_end = processing_time, fire_at_end
-
-    def bind(self, service: TimerService, row: CurrentRow) -> Self:
-        """The working twin."""
-        twin = self._bound_to(row)
-        twin._service = service
-        return twin
-
-    def set(self, when: Instant, tag: str = "") -> None:
-        """Arm, or move if it is pending. An instant that has passed fires after this batch."""
-        row = self._row
-        time_ns = instant_ns(when, f"{self.name}.set")
-        self._service.set(row.key, row.hashes[row.index], timer_tag(self.name, tag), time_ns)
-
-    def clear(self, tag: str = "") -> None:
-        """Disarm."""
-        self._service.cancel(self._row.key, timer_tag(self.name, tag))
-
-    @property
-    def pending(self) -> datetime | None:
-        """When it will fire, if it is armed without a tag."""
-        return cast("datetime | None", self.view(self._row.key))
-
-    def view(self, key: Hashable) -> Any:
-        """When it will fire for `key`, for tests."""
-        time_ns = self._service.pending(key, timer_tag(self.name, ""))
-        return None if time_ns is None else instant(time_ns)
-
-
-def timer_tag(name: str, tag: str) -> str:
-    """How a declared timer and the user's tag are stored: one text, ordered by name first."""
-    return f"{name}\x1f{tag}" if tag else name
-
-
-def fired(stored_tag: str, time_ns: int) -> Fired:
-    """The inverse, for on_timer."""
-    name, _, tag = stored_tag.partition("\x1f")
-    return Fired(name, instant(time_ns), time_ns, tag)
 
 
 class Side(Generic[T]):

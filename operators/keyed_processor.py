@@ -1,28 +1,27 @@
 """KeyedProcessor: runs a KeyedOperator: rows by key, timers in order, state behind handles.
 
 Rows go through user code in the order of the batch; what a row yields carries its `_time`. Timers
-set at or before the watermark fire after the batch in which they were set (hazard 24). Rows of an
-overdue timer carry the earliest time that is not late, since its own has passed (hazard 22).
-A row that raises leaves nothing behind but what it wrote to state before it raised.
+set at or before the watermark fire after the batch in which they were set (hazard 24). A row that
+raises leaves nothing behind but what it wrote to state before it raised.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from penstock.elements.errors import PlanError
 from penstock.elements.hash import hash_columns
 from penstock.elements.keys import python_keys
 from penstock.elements.rows import RowCodec
 from penstock.elements.signals import WATERMARK_MAX, WATERMARK_MIN
-from penstock.state.backend import ObjectState, TimerEntry
+from penstock.state.backend import ObjectState
 
 from .broadcast_input import BROADCAST_PORT, BroadcastInput, broadcast_codec
 from .context import Context
-from .current_row import CurrentRow
+from .current_row import CurrentRow, Times
 from .declared import KeyedState, Output, Timer, fired
 from .error_policy import ErrorPolicy, Fail, Failures, dead_output
 from .event_time_column import has_time, times_of, with_time_field
@@ -37,10 +36,14 @@ from .keyed_operator import (
     row_out,
 )
 from .processor import MAIN, Processor, ProcessorContext
-from .row_input import decode_rows
+from .row_groups import RowGroups
+from .row_input import decode_good, decode_rows
 from .row_outputs import RowOutputs
+from .timer_calls import TimerCalls
 from .timer_service import TimerService
 
+PART_ROWS = 512
+"""Rows that are decoded at once."""
 EVENT_TIMERS, WALL_TIMERS = "event timers", "processing-time timers"
 
 
@@ -120,13 +123,14 @@ class KeyedProcessor(Processor):
         freeze(self.operator)
         cls = type(self.operator)
         self._grouped = cls.process_group is not KeyedOperator.process_group
-        self._passed = ctx.watermark
+        self._calls.passed = ctx.watermark
         # Timers that came due while nothing ran fire in order before the first row (hazard 24).
         next_ns = self._wall.next_ns()
         self._overdue = next_ns is not None and next_ns <= ctx.clock.wall_ns()
 
     def _bind(self) -> None:
         self._fires_at_end: dict[str, bool] = {}
+        timers: dict[str, Timer] = {}
         for name, declared in declared_of(self.operator).items():
             bound: object
             if isinstance(declared, KeyedState):
@@ -137,9 +141,19 @@ class KeyedProcessor(Processor):
                 service = self._wall if declared.processing_time else self._event
                 bound = declared.bind(service, self._row)
                 self._fires_at_end[name] = declared.fire_at_end
+                timers[name] = declared
             else:
                 continue
             object.__setattr__(self.operator, name, bound)
+        operator, context = self.operator, self._context
+        self._calls = TimerCalls(
+            lambda key, timer: operator.on_timer(key, timer, context),
+            timers,
+            self._row,
+            self._out,
+            self._failures,
+            self._timed,
+        )
 
     def before_snapshot(self, checkpoint_id: int) -> None:
         """The user's hook, then broadcast state."""
@@ -164,101 +178,146 @@ class KeyedProcessor(Processor):
             assert self._broadcast is not None
             self._broadcast.take(batch)
             return
-        rows, batch = decode_rows(
-            self._codec, batch, lambda one, error: self._failures.row("process", error, one)
-        )
-        if not rows:
+        if not batch.num_rows:
             return
-        row = self._row
-        row.hashes = hash_columns(batch, self.keys).tolist()
-        row.times = times_of(batch) if self._timed else None
-        keys = python_keys(batch, self.keys)
         try:
             if self._grouped:
-                self._run_groups(batch, keys, rows)
+                self._run_groups(batch)
             else:
-                self._run_rows(batch, keys, rows)
+                self._run_rows(batch)
         finally:
-            row.leave()
+            self._row.leave()
         self._fire_event_timers(self._ctx.watermark)
 
-    def _run_rows(self, batch: pa.RecordBatch, keys: list[Any], rows: list[Any]) -> None:
+    def _enter(self, batch: pa.RecordBatch) -> Times | None:
+        """User code is called for rows of this batch from now on; returns their times."""
+        times = times_of(batch) if self._timed else None
+        self._row.times = times
+        self._row.hashes = hash_columns(batch, self.keys).tolist()
+        return times
+
+    def _undecodable(self, one: pa.RecordBatch, error: Exception) -> None:
+        self._failures.row("process", error, one)
+
+    def _run_rows(self, batch: pa.RecordBatch) -> None:
+        times = self._enter(batch)
         items: list[Any] = []
         owners: list[int] = []
-        start = 0
-        while start < len(rows):
+        # In parts, so that few rows live at once: they stay in the cache, and out of the
+        # garbage collector's sight.
+        for start in range(0, batch.num_rows, PART_ROWS):
+            part = batch.slice(start, PART_ROWS)
+            rows, good = decode_good(self._codec, part, self._undecodable)
+            if good is None:
+                self._run_part(part, range(start, start + len(rows)), rows, items, owners)
+            elif good:
+                part = part.take(pa.array(good, pa.int64()))
+                self._run_part(part, [start + at for at in good], rows, items, owners)
+        self._out.emit(items, owners, times, lambda index, error: self._bad(batch, index, error))
+
+    def _run_part(
+        self,
+        part: pa.RecordBatch,
+        indices: Sequence[int],
+        rows: list[Any],
+        items: list[Any],
+        owners: list[int],
+    ) -> None:
+        """Call user code for rows that stand at `indices` of the batch."""
+        keys = python_keys(part, self.keys)
+        done = 0
+        while done < len(rows):
             try:
-                self._call_rows(keys, rows, start, items, owners)
-                start = len(rows)
+                self._call_rows(indices[done:], keys[done:], rows[done:], items, owners)
+                done = len(rows)
             except Exception as error:
-                index = self._row.index
+                at = indices.index(self._row.index)
                 del items[len(owners) :]
-                self._bad_row(batch, keys, rows, index, error)
-                start = index + 1
-        self._out.emit(
-            items,
-            owners,
-            self._row.times,
-            lambda index, error: self._bad_row(batch, keys, rows, index, error),
-        )
+                self._bad_row(part.slice(at, 1), rows[at], keys[at], error)
+                done = at + 1
 
     def _call_rows(
-        self, keys: list[Any], rows: list[Any], start: int, items: list[Any], owners: list[int]
+        self,
+        indices: Sequence[int],
+        keys: list[Any],
+        rows: list[Any],
+        items: list[Any],
+        owners: list[int],
     ) -> None:
         """The hot loop: one call of user code per row."""
         current, context, process = self._row, self._context, self.operator.process
         extend = items.extend
-        if start:
-            keys, rows = keys[start:], rows[start:]
-        for index, (key, row) in enumerate(zip(keys, rows), start):
-            current.key = key
-            current.index = index
-            made = process(key, row, context)
+        for current.index, current.key, row in zip(indices, keys, rows, strict=True):
+            made = process(current.key, row, context)
             if made is None:
                 continue
             extend(made)
             count = len(items) - len(owners)
             if count:
-                owners.extend([index] * count)
+                owners.extend([current.index] * count)
 
-    def _bad_row(
-        self, batch: pa.RecordBatch, keys: list[Any], rows: list[Any], index: int, error: Exception
-    ) -> None:
-        self._failures.row(
-            "process", error, batch.slice(index, 1), row=rows[index], key=keys[index], keyed=True
-        )
+    def _bad(self, batch: pa.RecordBatch, index: int, error: Exception) -> None:
+        """What was yielded for a row does not fit."""
+        one = batch.slice(index, 1)
+        (row,) = self._codec.decode(one)
+        (key,) = python_keys(one, self.keys)
+        self._bad_row(one, row, key, error)
 
-    def _run_groups(self, batch: pa.RecordBatch, keys: list[Any], rows: list[Any]) -> None:
-        groups: dict[Any, list[int]] = defaultdict(list)
-        for index, key in enumerate(keys):
-            groups[key].append(index)
+    def _bad_row(self, one: pa.RecordBatch, row: Any, key: Any, error: Exception) -> None:
+        self._failures.row("process", error, one, row=row, key=key, keyed=True)
+
+    def _run_groups(self, batch: pa.RecordBatch, decoded: list[Any] | None = None) -> None:
+        """`decoded` are the rows of `batch`, which then lie group by group already."""
+        times = self._enter(batch)
+        groups = RowGroups(batch, self.keys, times)
+        rest: pa.RecordBatch | None = None
         items: list[Any] = []
         owners: list[int] = []
-        row, times = self._row, self._row.times
-        time_of = None if times is None else times.tolist().__getitem__
-        for key, members in groups.items():
-            row.key = key
-            row.index = members[0] if time_of is None else max(members, key=time_of)
+        for part in groups.parts(PART_ROWS):
+            offset, end = groups.spans[part.start][0], groups.spans[part.stop - 1][1]
             try:
-                made = self.operator.process_group(key, [rows[i] for i in members], self._context)
-                if made is not None:
-                    items.extend(made)
-            except Exception as error:
-                del items[len(owners) :]
-                self._bad_group(batch, groups[key], key, error)
-            owners.extend([row.index] * (len(items) - len(owners)))
+                rows = (
+                    decoded[offset:end] if decoded else self._codec.decode(groups.rows(offset, end))
+                )
+            except PlanError:
+                raise
+            except Exception:
+                rest = groups.rows(offset, batch.num_rows)
+                break
+            for group in part:
+                start, end = groups.spans[group]
+                self._call_group(groups, group, rows[start - offset : end - offset], items, owners)
+        by_owner = dict(zip(groups.latest, range(len(groups.keys)), strict=True))
         self._out.emit(
             items,
             owners,
             times,
-            lambda index, error: self._bad_group(batch, groups[keys[index]], keys[index], error),
+            lambda index, error: self._bad_group(groups, by_owner[index], error),
         )
+        if rest is not None:
+            # Groups are made of rows that can be decoded, so the others must be known first.
+            rows, rest = decode_rows(self._codec, rest, self._undecodable)
+            if rows:
+                self._run_groups(rest, rows)
 
-    def _bad_group(
-        self, batch: pa.RecordBatch, members: list[int], key: Any, error: Exception
+    def _call_group(
+        self, groups: RowGroups, group: int, rows: list[Any], items: list[Any], owners: list[int]
     ) -> None:
-        given = batch.take(pa.array(members, pa.int64()))
-        self._failures.row("process_group", error, given, key=key, keyed=True)
+        row = self._row
+        row.key, row.index = groups.keys[group], groups.latest[group]
+        try:
+            made = self.operator.process_group(row.key, rows, self._context)
+            if made is None:
+                return
+            items.extend(made)
+        except Exception as error:
+            del items[len(owners) :]
+            self._bad_group(groups, group, error)
+        owners.extend([row.index] * (len(items) - len(owners)))
+
+    def _bad_group(self, groups: RowGroups, group: int, error: Exception) -> None:
+        given = groups.rows(*groups.spans[group])
+        self._failures.row("process_group", error, given, key=groups.keys[group], keyed=True)
 
     # Timers --------------------------------------------------------------------------------------
 
@@ -271,12 +330,13 @@ class KeyedProcessor(Processor):
         elif watermark > WATERMARK_MIN:
             for state in self._states:
                 state.advance(watermark)
-        self._passed = watermark
+        self._calls.passed = watermark
 
     def _fire_event_timers(self, watermark: int) -> None:
         next_ns = self._event.next_ns()
         if next_ns is not None and next_ns <= watermark:
-            self._event.fire(watermark, self._fire_one, at_end=watermark == WATERMARK_MAX)
+            self._event.fire(watermark, self._calls.fire, at_end=watermark == WATERMARK_MAX)
+            self._calls.flush()
             if self._event.dropped:
                 self._ctx.count("timers_dropped", self._event.dropped)
                 self._event.dropped = 0
@@ -288,7 +348,8 @@ class KeyedProcessor(Processor):
     def on_processing_time(self, now_ns: int) -> None:
         """Fire the processing-time timers that are due."""
         self._overdue = False
-        self._wall.fire(now_ns, self._fire_one)
+        self._wall.fire(now_ns, self._calls.fire)
+        self._calls.flush()
 
     def _catch_up(self) -> None:
         if self._overdue:
@@ -299,37 +360,10 @@ class KeyedProcessor(Processor):
         dropped = 0
         for entry in self._wall.drain():
             if self._fires_at_end.get(fired(entry.tag, 0).name, False):
-                self._fire_one(entry)
+                self._calls.fire(entry)
             else:
                 dropped += 1
+        self._calls.flush()
         dropped += len(self._wall.drain())
         if dropped:
             self._ctx.count("timers_dropped", dropped)
-
-    def _time_of(self, entry: TimerEntry) -> int:
-        """The event time of what a timer makes: its own, unless that would be late already."""
-        earliest = min(self._passed, WATERMARK_MAX - 1) + 1
-        timer = declared_of(self.operator).get(fired(entry.tag, 0).name)
-        if isinstance(timer, Timer) and timer.processing_time:
-            return entry.time_ns if self._passed == WATERMARK_MIN else earliest
-        return max(entry.time_ns, earliest)
-
-    def _fire_one(self, entry: TimerEntry) -> None:
-        row = self._row
-        timer = fired(entry.tag, entry.time_ns)
-        row.key, row.index, row.hashes, row.timer = entry.key, 0, (entry.hash64,), True
-        row.times = np.array([self._time_of(entry)], np.int64) if self._timed else None
-        items: list[Any] = []
-
-        def bad(_: int, error: Exception) -> None:
-            self._failures.row("on_timer", error, None, row=timer, key=entry.key, keyed=True)
-
-        try:
-            made = self.operator.on_timer(entry.key, timer, self._context)
-            if made is not None:
-                items.extend(made)
-            self._out.emit(items, [0] * len(items), row.times, bad)
-        except Exception as error:
-            bad(0, error)
-        finally:
-            row.leave()

@@ -1,4 +1,4 @@
-"""RowInput: a batch → rows, keys and times, with rows that cannot be decoded set apart."""
+"""Rows of a batch, with those that cannot be decoded set apart."""
 
 from __future__ import annotations
 
@@ -18,8 +18,16 @@ def decode_rows(
     codec: RowCodec, batch: pa.RecordBatch, bad: Bad
 ) -> tuple[list[Any], pa.RecordBatch]:
     """(rows, the batch without those that could not be decoded)."""
+    rows, good = decode_good(codec, batch, bad)
+    return rows, batch if good is None else batch.take(pa.array(good, pa.int64()))
+
+
+def decode_good(
+    codec: RowCodec, batch: pa.RecordBatch, bad: Bad
+) -> tuple[list[Any], list[int] | None]:
+    """(rows, where in the batch they stand; None if all could be decoded)."""
     try:
-        return codec.decode(batch), batch
+        return codec.decode(batch), None
     except PlanError:
         raise
     except Exception:
@@ -33,4 +41,4 @@ def decode_rows(
                 good.append(index)
             except Exception as error:
                 bad(one, error)
-        return rows, batch.take(pa.array(good, pa.int64()))
+        return rows, good

@@ -41,7 +41,11 @@ class RowOutputs:
         }
 
     def emit(
-        self, items: Sequence[Any], owners: Sequence[int], times: Times | None, bad: Bad
+        self,
+        items: Sequence[Any],
+        owners: Sequence[int],
+        times: Times | Sequence[int] | None,
+        bad: Bad,
     ) -> None:
         """Encode and collect; `times[owner]` is the event time of an item."""
         if not items:
@@ -58,7 +62,8 @@ class RowOutputs:
         for output, batch in made.items():
             if self._timed:
                 assert times is not None
-                batch = with_times(batch, times[np.array(by_output[output].owners)])
+                at = np.array(by_output[output].owners)
+                batch = with_times(batch, np.asarray(times, np.int64)[at])
             self._collect(batch, output)
 
     def _sorted(self, items: Sequence[Any], owners: Sequence[int]) -> dict[str, _Rows]:

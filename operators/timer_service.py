@@ -21,6 +21,8 @@ class TimerService:
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
+        self.set = timers.set
+        """Arm or move: the stored timers' own method, or `_set` while timers fire."""
         self._live: dict[Slot, TimerEntry] | None = None
         self._queue: list[TimerEntry] = []
         self._next = 0
@@ -30,11 +32,8 @@ class TimerService:
         self.dropped = 0
         """Timers that would have fired again at the end of data."""
 
-    def set(self, key: Hashable, hash64: int, tag: str, time_ns: int) -> None:
-        """Arm or move."""
-        if self._live is None:
-            self._timers.set(key, hash64, tag, time_ns)
-            return
+    def _set(self, key: Hashable, hash64: int, tag: str, time_ns: int) -> None:
+        assert self._live is not None
         self._refuse_standstill(key, tag, time_ns)
         self._live.pop((key, tag), None)
         if self._fired is not None and (key, tag) in self._fired:
@@ -73,6 +72,7 @@ class TimerService:
             return
         self._live = {(entry.key, entry.tag): entry for entry in self._queue}
         self._until, self._next = until_ns, 0
+        self.set = self._set
         self._fired = set() if at_end else None
         try:
             while self._next < len(self._queue):
@@ -89,6 +89,7 @@ class TimerService:
         finally:
             left, self._live, self._current, self._queue = self._live, None, None, []
             self._fired = None
+            self.set = self._timers.set
             for entry in left.values():  # Only after an exception.
                 self._timers.set(entry.key, entry.hash64, entry.tag, entry.time_ns)
 

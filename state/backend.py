@@ -12,7 +12,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple, Protocol
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -132,6 +135,29 @@ class Table(ABC):
         """Live rows."""
 
 
+IMMUTABLE_TYPES = frozenset(
+    {
+        *(type(None), bool, int, float, complex, str, bytes),
+        *(date, datetime, time, timedelta, Decimal, UUID),
+        *(np.int64, np.float64, np.bool_, np.str_),
+    }
+)
+"""Values of these types cannot change in place; all others count as changed when read."""
+
+
+class DirectObjects(NamedTuple):
+    """What is behind an ObjectState, for whom a call per row is too much.
+
+    Whoever replaces the value of a key that is in `values`, or hands out one of a type that is not
+    in IMMUTABLE_TYPES, sets `dirty[hash >> dirty_shift]` to 1. New keys and removals are left to
+    `put` and `remove`.
+    """
+
+    values: dict[Hashable, Any]
+    dirty: bytearray
+    dirty_shift: int
+
+
 class ObjectState(ABC):
     """Python objects by key, for user code; one current key at a time.
 
@@ -154,6 +180,10 @@ class ObjectState(ABC):
     @abstractmethod
     def keys(self) -> Iterator[Hashable]:
         """All live keys."""
+
+    def direct(self) -> DirectObjects | None:
+        """The dicts behind it, the same as long as the state lives; None: all goes by calls."""
+        return None
 
     @abstractmethod
     def advance(self, time_ns: int) -> None:

@@ -9,31 +9,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from typing import Any
-from uuid import UUID
-
-import numpy as np
 
 from penstock.elements.keygroup import KeyGroupRange
 from penstock.elements.signals import WATERMARK_MIN
 
-from .backend import ObjectKind, ObjectState, Section
-from .memory_pages import PageStore, SealedPages
-
-IMMUTABLE_TYPES = frozenset(
-    {
-        *(type(None), bool, int, float, complex, str, bytes),
-        *(date, datetime, time, timedelta, Decimal, UUID),
-        *(np.int64, np.float64, np.bool_, np.str_),
-    }
-)
-"""Values of these types cannot change in place; all others count as changed when read."""
+from .backend import IMMUTABLE_TYPES, DirectObjects, ObjectKind, ObjectState, Section
+from .memory_pages import PAGE_SHIFT, PageStore, SealedPages
 
 
 class MemoryObjects(PageStore, ObjectState):
-    """One object per key. It is its own store, which saves user code a call per access."""
+    """One object per key. It is its own store, which saves a call per access."""
 
     def __init__(self, operator_id: str, name: str, kind: ObjectKind) -> None:
         super().__init__(f"{operator_id}: state {name}")
@@ -42,16 +28,16 @@ class MemoryObjects(PageStore, ObjectState):
         self._kind = kind
 
     def get(self, key: Hashable, default: Any = None) -> Any:
-        page = self.by_key.get(key)
-        if page is None:
-            return default
-        value = page.data[key]
-        if not page.dirty and type(value) not in IMMUTABLE_TYPES:
-            self.touch(page)
+        value = self.values.get(key, default)
+        if type(value) not in IMMUTABLE_TYPES:
+            self.touch(key)
         return value
 
     def keys(self) -> Iterator[Hashable]:
-        return iter(list(self.by_key))
+        return iter(list(self.values))
+
+    def direct(self) -> DirectObjects:
+        return DirectObjects(self.values, self.dirty, PAGE_SHIFT)
 
     def advance(self, time_ns: int) -> None:
         return None
@@ -65,40 +51,40 @@ class MemoryObjects(PageStore, ObjectState):
         return SealedObjects(self._operator_id, self._name, self._kind, False, self.seal_pages())
 
 
-class ExpiringObjects(ObjectState):
+class ExpiringObjects(PageStore, ObjectState):
     """Objects that are absent once their TTL has passed. Stored as (value, written at)."""
 
     def __init__(self, operator_id: str, name: str, kind: ObjectKind, ttl_ns: int) -> None:
+        super().__init__(f"{operator_id}: state {name}")
         self._operator_id = operator_id
         self._name = name
         self._kind = kind
         self._ttl_ns = ttl_ns
-        self._store = PageStore(f"{operator_id}: state {name}")
-        self._by_key = self._store.by_key
         self._now_ns = WATERMARK_MIN
         # In order of writing, hence of time: the oldest is first.
         self._written: OrderedDict[Hashable, int] = OrderedDict()
 
     def get(self, key: Hashable, default: Any = None) -> Any:
-        page = self._by_key.get(key)
-        if page is None:
-            return default
-        value = page.data[key][0]
-        if not page.dirty and type(value) not in IMMUTABLE_TYPES:
-            self._store.touch(page)
+        value = self.values.get(key, default)
+        if type(value) not in IMMUTABLE_TYPES:
+            self.touch(key)
         return value
 
     def put(self, key: Hashable, hash64: int, value: Any) -> None:
-        self._store.put(key, hash64, (value, self._now_ns))
+        super().put(key, hash64, value)
         self._written[key] = self._now_ns
         self._written.move_to_end(key)
 
     def remove(self, key: Hashable) -> None:
-        self._store.remove(key)
+        super().remove(key)
         self._written.pop(key, None)
 
     def keys(self) -> Iterator[Hashable]:
-        return iter(list(self._by_key))
+        return iter(list(self.values))
+
+    def stored(self, key: Hashable) -> tuple[Any, int]:
+        """The value and when it was written."""
+        return self.values[key], self._written[key]
 
     def advance(self, time_ns: int) -> None:
         if time_ns <= self._now_ns:
@@ -116,29 +102,33 @@ class ExpiringObjects(ObjectState):
 
     def _date_undated(self, time_ns: int) -> None:
         for key, at in self._written.items():
-            if at != WATERMARK_MIN:
-                continue
-            page = self._by_key[key]
-            page.data[key] = (page.data[key][0], time_ns)
-            self._written[key] = time_ns
-            self._store.touch(page)
+            if at == WATERMARK_MIN:
+                self._written[key] = time_ns
+                self.touch(key)
 
     def restore(self, section: Section, groups: KeyGroupRange) -> None:
         """Take the objects of a section that belong to `groups`."""
-        self._store.restore_pages(section.batch, groups)
-        if not section.declared.get("expires"):
-            for page in {id(page): page for page in self._by_key.values()}.values():
-                page.data = {key: (value, WATERMARK_MIN) for key, value in page.data.items()}
-                self._store.touch(page)
-        written = [(at, key) for key, (_, at) in self._store.items()]
-        written.sort(key=lambda pair: pair[0])
-        self._written = OrderedDict((key, at) for at, key in written)
+        dated = bool(section.declared.get("expires"))
+        before = set(self.values)
+        self.restore_pages(section.batch, groups)
+        written = list(self._written.items())
+        for key in self.values.keys() - before:
+            found = self.values[key]
+            value, at = found if dated else (found, WATERMARK_MIN)
+            self.values[key] = value
+            written.append((key, at))
+            if not dated:
+                self.touch(key)
+        written.sort(key=_when)
+        self._written = OrderedDict(written)
 
     def seal(self) -> SealedObjects:
         """Pickle what changed."""
-        return SealedObjects(
-            self._operator_id, self._name, self._kind, True, self._store.seal_pages()
-        )
+        return SealedObjects(self._operator_id, self._name, self._kind, True, self.seal_pages())
+
+
+def _when(written: tuple[Hashable, int]) -> int:
+    return written[1]
 
 
 class SealedObjects:

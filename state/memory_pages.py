@@ -1,14 +1,15 @@
 """Pages: Python objects by key, pickled together with their neighbours and only when changed.
 
-A page holds the keys of one 16,384th of the hash space, so it lies in one key group. Promises: a
-seal pickles only pages that changed since the last one and reuses the other pages' bytes; all
-pickling is in seal(), in the caller's thread, so what is sealed cannot change afterwards.
+Objects live in one flat dict; pages are for sealing. A page holds the keys of one 16,384th of the
+hash space, so it lies in one key group. Promises: a seal pickles only pages that changed since the
+last one and reuses the other pages' bytes; all pickling is in seal(), in the caller's thread, so
+what is sealed cannot change afterwards.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,13 @@ PAGE_SCHEMA = pa.schema([("_hash", pa.uint64()), ("page", pa.large_binary())])
 
 
 class Page:
-    """Keys that are pickled together."""
+    """Keys that are pickled together, in order of arrival."""
 
-    __slots__ = ("data", "dirty", "number", "sealed")
+    __slots__ = ("keys", "number", "sealed")
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.data: dict[Hashable, Any] = {}
-        self.dirty = False
+        self.keys: dict[Hashable, None] = {}
         self.sealed: bytes | None = None
 
 
@@ -59,53 +59,55 @@ class SealedPages:
 class PageStore:
     """A dict from key to value that knows which pages changed.
 
-    `by_key` is public so that callers can read without a call: `by_key[key].data[key]`.
+    `values` is what is live, flat; `dirty` holds a 1 for each page in which something was written,
+    removed or handed out since the last seal. Both stay the same objects, so that user code's state
+    is read and written without a call of ours; only a new key must go through put().
     """
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self.by_key: dict[Hashable, Page] = {}
+        self.values: dict[Hashable, Any] = {}
+        self.dirty = bytearray(1 << (64 - PAGE_SHIFT))
         self._pages: dict[int, Page] = {}
-        self._dirty: list[Page] = []
+        self._page_of: dict[Hashable, Page] = {}
 
     def put(self, key: Hashable, hash64: int, value: Any) -> None:
         """Insert or replace."""
-        page = self.by_key.get(key)
-        if page is None:
+        if key not in self.values:
             page = self._page(hash64 >> PAGE_SHIFT)
-            self.by_key[key] = page
-        page.data[key] = value
-        if not page.dirty:
-            page.dirty = True
-            self._dirty.append(page)
+            page.keys[key] = None
+            self._page_of[key] = page
+        self.values[key] = value
+        self.dirty[hash64 >> PAGE_SHIFT] = 1
 
-    def touch(self, page: Page) -> None:
-        """Something in this page may have been changed in place."""
-        if not page.dirty:
-            page.dirty = True
-            self._dirty.append(page)
+    def touch(self, key: Hashable) -> None:
+        """The value of this key, if it has one, may have been changed in place."""
+        page = self._page_of.get(key)
+        if page is not None:
+            self.dirty[page.number] = 1
 
     def remove(self, key: Hashable) -> None:
         """Forget; unknown keys are ignored."""
-        page = self.by_key.pop(key, None)
+        page = self._page_of.pop(key, None)
         if page is not None:
-            del page.data[key]
-            self.touch(page)
+            del self.values[key]
+            del page.keys[key]
+            self.dirty[page.number] = 1
 
-    def items(self) -> Iterator[tuple[Hashable, Any]]:
-        """All keys and values."""
-        for page in self._pages.values():
-            yield from page.data.items()
+    def stored(self, key: Hashable) -> Any:
+        """What is pickled for a live key."""
+        return self.values[key]
 
     def seal_pages(self) -> SealedPages:
         """Pickle what changed; keep the rest."""
-        for page in self._dirty:
-            if page.data:
+        for number in np.flatnonzero(np.frombuffer(self.dirty, np.uint8)).tolist():
+            page = self._pages.get(number)
+            if page is not None and page.keys:
                 page.sealed = self._dump(page)
-            else:
-                del self._pages[page.number]
-            page.dirty = False
-        self._dirty = []
+            elif page is not None:
+                del self._pages[number]
+            # Not before: a value that cannot be pickled stays to be written.
+            self.dirty[number] = 0
         numbers = np.fromiter(self._pages, np.uint64, len(self._pages))
         sealed = [page.sealed for page in self._pages.values()]
         return SealedPages(numbers, sealed)  # type: ignore[arg-type]  # all are sealed by now
@@ -131,13 +133,13 @@ class PageStore:
                 gc.enable()
 
     def _adopt(self, page: Page, data: dict[Hashable, Any], body: bytes) -> None:
-        if page.data:
-            page.data.update(data)  # written with finer pages than these
-            self.touch(page)
+        if page.keys:
+            self.dirty[page.number] = 1  # written with finer pages than these
         else:
-            page.data = data
             page.sealed = body
-        self.by_key.update(dict.fromkeys(data, page))
+        page.keys.update(dict.fromkeys(data))
+        self.values.update(data)
+        self._page_of.update(dict.fromkeys(data, page))
 
     def _page(self, number: int) -> Page:
         page = self._pages.get(number)
@@ -146,13 +148,14 @@ class PageStore:
         return page
 
     def _dump(self, page: Page) -> bytes:
+        content = {key: self.stored(key) for key in page.keys}
         try:
-            return dump_value(page.data)
+            return dump_value(content)
         except Exception as error:
-            raise self._unpicklable(page, error) from error
+            raise self._unpicklable(content, error) from error
 
-    def _unpicklable(self, page: Page, error: Exception) -> StateError:
-        for key, value in page.data.items():
+    def _unpicklable(self, content: dict[Hashable, Any], error: Exception) -> StateError:
+        for key, value in content.items():
             try:
                 dump_value((key, value))
             except Exception as cause:
