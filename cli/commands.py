@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, TextIO
+from types import FrameType
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -24,11 +26,11 @@ from penstock.runtime.warm_agent import WarmAgent
 
 from .dry import DryLauncher
 from .live import watch
+from .main import EXIT_INTERRUPTED
 from .program import execute, the_pipeline
 
 EXIT_FAILED = 1
 EXIT_UNUSABLE = 2
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="penstock",
@@ -161,11 +163,18 @@ def _log_to_stderr() -> None:
 _words: Sequence[str] = ()
 
 
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM means what Ctrl-C means: stop with a checkpoint."""
+    raise KeyboardInterrupt
+
+
 def run_command(words: Sequence[str], agent: WarmAgent | None) -> None:
     """Run one command line and exit. `agent` serves the first job, if there is one."""
     global _words
     _words = words
     _log_to_stderr()
+    # Who supervises us (systemd, Kubernetes, timeout) says it this way.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(args=list(words), standalone_mode=True, obj=agent)
     except JobFailed as error:

@@ -16,18 +16,26 @@ if TYPE_CHECKING:
     from penstock.runtime.warm_agent import WarmAgent
 
 
+EXIT_INTERRUPTED = 130
+"""Ctrl-C before the job had started."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line; ends the process with its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Imports make few cycles; looking for them while importing costs a tenth of the time.
     gc.disable()
-    agent = _launch() if _will_run(words) else None
-    from .commands import run_command
-
-    gc.freeze()
-    gc.enable()
+    agent = None
     try:
+        agent = _launch() if _will_run(words) else None
+        from .commands import run_command
+
+        gc.freeze()
+        gc.enable()
         run_command(words, agent)
+    except KeyboardInterrupt:
+        # Ctrl-C while everything is still being imported; later ones are run_command's.
+        sys.exit(EXIT_INTERRUPTED)
     finally:
         if agent is not None:
             agent.close()

@@ -94,7 +94,13 @@ class FileSink(Sink):
         self._clock = getattr(ctx, "clock", None) or SystemClock()
         run = ctx.run_id
         self._staging = os.path.join(STAGING, run, f"{ctx.subtask}-{uuid.uuid4().hex}")
-        os.makedirs(os.path.join(self.path, self._staging), exist_ok=True)
+        try:
+            os.makedirs(os.path.join(self.path, self._staging), exist_ok=True)
+        except OSError as error:
+            raise ConnectorError(
+                f"FileSink: {self.path} cannot be written to: {error.strerror}\n"
+                "  It needs a folder in which it may make files; one that is missing is made."
+            ) from error
         self._state = ctx.operator_state("segments", "list")
         self._segments = [Segment(**json.loads(item)) for item in self._state.items()]
         self._schema: pa.Schema | None = None

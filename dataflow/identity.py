@@ -39,12 +39,12 @@ class Claim:
     location: str = ""
 
 
-def check_name(name: str, location: str) -> str:
+def check_name(name: str, location: str, whose: str = "an operator") -> str:
     """`name`, which goes into transactions and file names; PlanError if it cannot."""
     if _NAME.fullmatch(name) and len(name) <= NAME_CHARS_MAX:
         return name
     raise PlanError(
-        f"name={name!r} cannot be an operator's name  ({location})\n"
+        f"{name!r} cannot be the name of {whose}  ({location})\n"
         f"  Use letters, digits, '_', '-' and '.', at most {NAME_CHARS_MAX} of them."
     )
 

@@ -34,7 +34,7 @@ class Pipeline:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = check_name(name, user_location())
+        self.name = check_name(name, user_location(), "a pipeline")
         self.functions: Functions = NONE
         self._ends: list[Node] = []
 
@@ -57,7 +57,10 @@ class Pipeline:
         time goes on without it: 10 seconds, and never for bounded sources.
         """
         location = user_location()
-        connector = as_connector(source, type(source).__name__)
+        try:
+            connector = as_connector(source, type(source).__name__)
+        except PlanError as error:
+            raise at_line(error, location) from None
         who = f"source({connector.name})"
         try:
             check_schema(connector.schema, who, location)

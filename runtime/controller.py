@@ -225,7 +225,9 @@ class Controller:
         if isinstance(event, SubtaskExited):
             if (event.generation, event.attempt) == (job.generation, job.attempt):
                 self._board.process(str(event.key), None)
-            return job.on_exit(event.generation, event.attempt, event.key, _how(event.status))
+            # The id finds the process in the log; the operators are what the user wrote.
+            how = f"({self._plan.vertex(event.key.vertex).name}) {_how(event.status)}"
+            return job.on_exit(event.generation, event.attempt, event.key, how)
         if isinstance(event, AttemptGone):
             return self._over(job.on_attempt_gone(event.generation, event.attempt, now_ns))
         if isinstance(event, AgentReady):

@@ -66,6 +66,12 @@ class Enumerators:
         """Ask every source for its splits. Raises what the connector raises, as ConnectorError."""
         for source in self._sources.values():
             self._add(source, _splits_of(source.connector))
+            if not source.listed and self.no_more(source.operator_id):
+                log.warning(
+                    "%s: there is nothing to read (%s)",
+                    source.connector.name,
+                    source.connector.identity or "it lists no splits",
+                )
 
     def watch(self, on_found: Callable[[Discovered], None]) -> None:
         """Ask sources with a discovery interval again and again, each in its own thread."""

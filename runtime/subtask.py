@@ -300,6 +300,8 @@ class Subtask:
         failpoint("after-barrier-forward", self._name)
         if BarrierFlag.STOP in flags:
             self._paused = True
+            # Nothing follows this cut: the summary counts what lies before it, to the row.
+            self._meter.send(self._progress.watermark, self._chain)
         seen = {}
         if self._source is not None:
             seen[self._setup.vertex.operators[0].id] = self._source.seen_splits

@@ -115,7 +115,7 @@ def _live(sock: socket.socket, fork_server_pid: int) -> int:
         setup = _set_up(attached, link)
         named_function(told.entry)(setup)
     except SystemExit as error:
-        left = EngineError(f"{told.deployment.key}: user code called sys.exit({error.code!r})")
+        left = EngineError(f"{told.deployment.title}: user code called sys.exit({error.code!r})")
         link.send(Failed(failure_of(left)))
         return FAILED
     except BaseException as error:

@@ -115,7 +115,7 @@ def test_columns_of_a_keyed_operators_row_class_must_be_there() -> None:
         (lambda s: s.process(object()), ["process(object): it is not an operator"]),
         (lambda s: s.key_by("tail").process(LateInbound), ["Pass an instance"]),
         (lambda s: s.on_error("drop"), ["'drop' is not a policy", "ps.Drop()"]),
-        (lambda s: s.options(name="a b"), ["name='a b' cannot be an operator's name"]),
+        (lambda s: s.options(name="a b"), ["'a b' cannot be the name of an operator"]),
         (lambda s: s.options(parallelism=0), ["parallelism=0"]),
         (lambda s: s.sink("out/"), ["sink: str is not a sink"]),
         (lambda s: s.map(3), ["map: 3 is not a function"]),
