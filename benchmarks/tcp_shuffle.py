@@ -2,10 +2,11 @@
 
 python benchmarks/tcp_shuffle.py [--seconds 1] [--repeats 3] [--slots 8] [--compression zstd]
 
-A sending subtask, two net processes and a reading subtask, all processes of their own, so four
-processes share the cores where the bare loop has two. Bids of 142 bytes, in messages of 1k and 8k
-rows; the reader sums a column. Targets: 60 % of the bare loop at 8k rows; one stalled channel of
-eight slows the other seven by less than 10 %.
+A sending subtask, two net processes and a reading subtask: four processes share the cores where the
+bare loop has two. `share` is of its speed; `cpu_share` compares the CPU seconds that a gigabyte
+takes in the bare loop with those of the two net processes. Bids of 142 bytes in messages of 1k and
+8k rows; the reader sums a column. Targets: 60 % of the bare loop at 8k rows; one stalled channel
+of eight slows the other seven by less than 10 %.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pyarrow as pa
 from channel import bids
 from probe import report
@@ -68,7 +70,7 @@ def forked(body: Callable[[], Any]) -> int:
     return child
 
 
-def bare_gb_s(size: int, seconds: float) -> float:
+def bare(size: int, seconds: float) -> dict[str, float]:
     """One process sends the same memory over loopback, this one receives it into the same."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
@@ -90,16 +92,20 @@ def bare_gb_s(size: int, seconds: float) -> float:
         child = forked(send)
         sock, _ = server.accept()
     view, head = memoryview(bytearray(size)), memoryview(bytearray(24))
-    received, begin = 0, time.perf_counter()
+    received, begin, cpu = 0, time.perf_counter(), time.process_time()
     while sock.recv_into(head, 24, socket.MSG_WAITALL):
         have = 0
         while have < size:
             have += sock.recv_into(view[have:], size - have, socket.MSG_WAITALL)
         received += size
-    elapsed = time.perf_counter() - begin
+    elapsed, cpu = time.perf_counter() - begin, time.process_time() - cpu
     sock.close()
-    os.waitpid(child, 0)
-    return received / elapsed / 1e9
+    _, _, used = os.wait4(child, 0)
+    gb = received / 1e9
+    return {
+        "bare_gb_s": gb / elapsed,
+        "bare_cpu_s_per_gb": (cpu + used.ru_utime + used.ru_stime) / gb,
+    }
 
 
 class Nodes:
@@ -146,6 +152,11 @@ class Nodes:
             assert isinstance(ready, PeerReady), ready
         for bell in (*self.bells["a"], *self.bells["b"]):
             bell.unlink()
+
+    def cpu_s(self) -> float:
+        """What both net processes have used so far."""
+        times = [psutil.Process(process.pid).cpu_times() for process in self.processes]
+        return sum(each.user + each.system for each in times)
 
     def senders(self) -> list[SlabSender]:
         """Those of the subtask on "a"."""
@@ -235,8 +246,10 @@ def receive_all(receivers: list[SlabReceiver], stalled: int | None) -> dict[str,
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     assert total
     read = [receiver.statistics() for receiver in counted]
+    gb = sum(s.bytes for s in read) / 1e9
     return {
-        "gb_s": sum(s.bytes for s in read) / seconds / 1e9,
+        "gb": gb,
+        "gb_s": gb / seconds,
         "us_message": seconds / sum(s.messages for s in read) * 1e6,
         "reader_cpu": cpu / seconds,
     }
@@ -248,8 +261,10 @@ def shuffle(
 ) -> dict[str, float]:  # fmt: skip
     """One run: sender and net processes beside this one, which reads."""
     nodes = Nodes(batch.schema, count, slots, compression)
+    cpu = nodes.cpu_s()
     child = forked(lambda: send_all(nodes, batch, seconds))
     figures = receive_all(nodes.receivers(), stalled)
+    figures["net_cpu_s_per_gb"] = (nodes.cpu_s() - cpu) / figures.pop("gb")
     if stalled is not None:
         # The sender still waits for the reader that stalls.
         nodes.segments["a"].abort_all()
@@ -271,9 +286,11 @@ def measure(rows: int, given: argparse.Namespace) -> dict[str, Any]:
     size = ipc.get_record_batch_size(batch)
     runs = []
     for _ in range(given.repeats):
-        bare = bare_gb_s(size, given.seconds)
+        alone = bare(size, given.seconds)
         run = shuffle(batch, 1, given.slots, given.seconds, given.compression)
-        runs.append({**run, "bare_gb_s": bare, "share": run["gb_s"] / bare})
+        share = run["gb_s"] / alone["bare_gb_s"]
+        cpu_share = alone["bare_cpu_s_per_gb"] / run["net_cpu_s_per_gb"]
+        runs.append({**run, **alone, "share": share, "cpu_share": cpu_share})
     return {**medians(runs), "share_best": round(max(run["share"] for run in runs), 3)}
 
 

@@ -132,7 +132,9 @@ class Peers:
 
     def close(self) -> None:
         """End all connections now; channels that had not ended are aborted."""
-        self._closing.set()
+        with self._lock:
+            # From here on no connection is made that the loop below does not see.
+            self._closing.set()
         try:
             # Closing alone would leave the thread in accept().
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -239,14 +241,13 @@ class Peers:
                     self._compression,
                     ended,
                 )
+                # Under the lock: READY comes before LOST, and `close` finds it started.
+                self._say(PeerReady(peer.node))
+                peer.connection.start()
         if taken:
             stream.cut()
             stream.close()
             self._reject(f"node {peer.node} called twice")
-            return
-        assert peer.connection is not None
-        self._say(PeerReady(peer.node))
-        peer.connection.start()
 
     def _fail(self, peer: Peer, error: EngineError) -> None:
         with self._lock:
