@@ -74,6 +74,7 @@ class BatchProcessor(Processor):
         self._context = Context(ctx, self._row)
         self._failures = Failures(ctx, self.policy)
         self._passed = ctx.watermark
+        self._flushed = False
         try:
             self.operator.open(self._context)
         except Exception as error:
@@ -87,10 +88,11 @@ class BatchProcessor(Processor):
 
     def before_snapshot(self, checkpoint_id: int) -> None:
         """The user's hook, then broadcast state."""
-        try:
-            self.operator.before_snapshot(self._context)
-        except Exception as error:
-            self._failures.whole("before_snapshot", error)
+        if not self._flushed:
+            try:
+                self.operator.before_snapshot(self._context)
+            except Exception as error:
+                self._failures.whole("before_snapshot", error)
         if self._broadcast is not None:
             self._broadcast.store()
 
@@ -106,6 +108,11 @@ class BatchProcessor(Processor):
         except Exception as error:
             self._failures.whole("on_end", error)
         self._collect(made)
+        if type(self.operator).on_end is not Operator.on_end:
+            # While others of this operator still read, a restart deals all list state out again:
+            # what has just been yielded would be yielded a second time.
+            self._flushed = True
+            self._context.forget_dealt_out()
 
     def close(self) -> None:
         """The user's close."""

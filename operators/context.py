@@ -19,6 +19,7 @@ class Context:
     def __init__(self, ctx: ProcessorContext, row: CurrentRow | None = None) -> None:
         self._ctx = ctx
         self._row = row or CurrentRow()
+        self._dealt_out: list[OperatorList] = []
 
     @property
     def event_time(self) -> datetime | None:
@@ -85,7 +86,15 @@ class Context:
         When the parallelism changes, "list" deals the items out, "union" gives all to everyone,
         "broadcast" keeps one copy of what all hold alike. `before_snapshot` is the time to fill it.
         """
-        return self._ctx.state.operator_list(name, redistribute)
+        found = self._ctx.state.operator_list(name, redistribute)
+        if redistribute == "list":
+            self._dealt_out.append(found)
+        return found
+
+    def forget_dealt_out(self) -> None:
+        """The engine's, after on_end: what was yielded there must not be dealt to others."""
+        for items in self._dealt_out:
+            items.replace([])
 
     def count(self, metric: str, amount: int = 1) -> None:
         """Add to a counter that the job's status shows."""

@@ -49,7 +49,10 @@ class Operator(Frozen):
         raise TypeError(f"{type(self).__name__} does not implement process_broadcast")
 
     def on_end(self, ctx: Context) -> Iterable[Any] | None:
-        """No further rows will come: yield what was held back."""
+        """No further rows will come: yield what was held back.
+
+        Lists of `operator_state` are emptied behind it, and before_snapshot is not called again.
+        """
         return None
 
     def before_snapshot(self, ctx: Context) -> None:

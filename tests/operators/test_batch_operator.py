@@ -218,6 +218,15 @@ def test_operator_state_and_on_end() -> None:
     assert times(harness) == [7, 8]
 
 
+def test_what_on_end_has_yielded_is_not_dealt_to_others_by_a_later_restart() -> None:
+    """A subtask ends, others of its operator still read, and all is restored at another width."""
+    harness = driven(BatchProcessor(Buffering(), ORDERS))
+    before = harness.send(orders((1, 1.0, 7))).cut()
+    assert [s.batch.num_rows for s in before if s.name == "held"] == [1]
+    harness.end()
+    assert [s.batch.num_rows for s in harness.cut() if s.name == "held"] == [0]
+
+
 class Hoarding(Operator):
     def open(self, ctx: Context) -> None:
         self._kept: list[Any] = []
