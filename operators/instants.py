@@ -42,4 +42,4 @@ def instant(ns: int) -> datetime:
     """
     if ns == WATERMARK_MAX:
         return _LAST
-    return _EPOCH + timedelta(microseconds=ns // 1000)
+    return _EPOCH + timedelta(0, 0, ns // 1000)

@@ -27,7 +27,7 @@ STALE_TIMERS_MIN = 4096
 
 
 class MemoryTimers(PageStore, Timers):
-    """Pending timers, stored by (key, tag) as (time, hash)."""
+    """Pending timers by (key, tag): stored as (time, hash), here a list that is moved in place."""
 
     def __init__(self, operator_id: str, name: str) -> None:
         super().__init__(f"{operator_id}: timers {name}")
@@ -45,7 +45,7 @@ class MemoryTimers(PageStore, Timers):
         number = time_ns >> BUCKET_SHIFT
         if before is None:
             entered = False
-            self.put(slot, hash64, (time_ns, hash64))
+            self.put(slot, hash64, [time_ns, hash64])
         else:
             before_ns = before[0]
             if before_ns == time_ns:
@@ -53,7 +53,7 @@ class MemoryTimers(PageStore, Timers):
             entered = before_ns >> BUCKET_SHIFT == number
             if before_ns == self._earliest:
                 self._earliest_known = False
-            self.values[slot] = (time_ns, hash64)
+            before[0] = time_ns
             self.dirty[hash64 >> PAGE_SHIFT] = 1
         if self._earliest is None or time_ns < self._earliest:
             self._earliest = time_ns
@@ -139,9 +139,17 @@ class MemoryTimers(PageStore, Timers):
 
     def restore(self, section: Section, groups: KeyGroupRange) -> None:
         """Take the timers of a section that belong to `groups`."""
+        known = set(self.values)
         self.restore_pages(section.batch, groups, _canonical_slot)
+        for slot in self.values.keys() - known:
+            self.values[slot] = list(self.values[slot])
         self._enter_all()
         self._earliest_known = False
+
+    def stored(self, key: Hashable) -> tuple[int, int]:
+        """(time, hash)."""
+        time_ns, hash64 = self.values[key]
+        return time_ns, hash64
 
     def seal(self) -> SealedTimers:
         """Pickle what changed."""
