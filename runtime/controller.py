@@ -276,8 +276,9 @@ class Controller:
             self._board.attempt_over()
         if self._job.phase is Phase.WAITING:
             # Whoever watches a job restart again and again must not wait for its end to learn why.
-            failed = self._job.failures[-1]
-            log.warning("%s: attempt %d failed: %s", self._plan.name, failed.attempt, failed.cause)
+            failed, then = self._job.failures[-1], self._job.next_restart
+            text = "%s: attempt %d failed; %s: %s"
+            log.warning(text, self._plan.name, failed.attempt, then, failed.cause)
         return actions
 
     def _on_discovered(self, found: Discovered) -> Sequence[Action]:

@@ -106,6 +106,12 @@ class Job:
         return self._restarts.failures
 
     @property
+    def next_restart(self) -> str:
+        """Which restart in a row is waited for. Requires: WAITING."""
+        assert self.phase is Phase.WAITING
+        return self._restarts.next
+
+    @property
     def deadline_ns(self) -> int | None:
         """When `tick` wants to be called at the latest."""
         candidates = [self._restarts.wake_ns if self.phase is Phase.WAITING else None]

@@ -49,6 +49,11 @@ class Restarts:
         """Why there is no further start."""
         return f"the job failed {self._in_a_row} times in a row ({self._policy.attempts} restarts)"
 
+    @property
+    def next(self) -> str:
+        """Which one in a row the restart to come is."""
+        return f"restart {self._in_a_row} of {self._policy.attempts}"
+
     def on_running(self, now_ns: int) -> None:
         """An attempt has started."""
         self._running_since_ns = now_ns

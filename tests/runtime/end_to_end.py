@@ -88,6 +88,25 @@ class BusyAndQuiet(ps.Source[Timed]):
             yield Timed("busy", START + timedelta(seconds=n)), n
 
 
+@ps.source(bounded=True)
+def out_of_order(position: int | None) -> Iterator[tuple[Timed, int]]:
+    """The second row is an hour behind, and long enough after the first one's watermark."""
+    if not position:
+        yield Timed("good", START + timedelta(hours=1)), 1
+        time.sleep(0.5)
+    yield Timed("late", START), 2
+
+
+class Choke(ps.KeyedOperator[Row, Row]):
+    def __init__(self, on: str) -> None:
+        self.on = on
+
+    def process(self, key: str, row: Row, ctx: ps.Context) -> Iterator[Row]:
+        if key == self.on:
+            raise ValueError(f"{key!r} sticks in the throat")
+        yield row
+
+
 class Count(ps.KeyedOperator[Row, Row]):
     n = ps.ValueState(int, default=0)
 
@@ -109,6 +128,23 @@ class Hoard(ps.KeyedOperator[Row, Row]):
     def process(self, key: str, row: Row, ctx: ps.Context) -> Iterator[Row]:
         self.kept.append("z" * 100)
         yield row
+
+
+@dataclass
+class Text:
+    k: str | None
+    text: str | None
+
+
+@dataclass
+class Size:
+    k: str | None
+    size: int
+
+
+class Measure(ps.KeyedOperator[Text, Size]):
+    def process(self, key: str | None, row: Text, ctx: ps.Context) -> Iterator[Size]:
+        yield Size(key, len(row.text or ""))
 
 
 class Misbehaving(ps.Operator):
