@@ -32,6 +32,8 @@ from .files import SUFFIX_OF_COMPRESSION, FileKind, kind_of
 
 ROLL_BYTES = 128 * 1024 * 1024
 STAGING = ".staging"
+SEGMENTS_KEPT_CUTS = 3
+"""Segments stay this many cuts after their rows are in a file: an older checkpoint names them."""
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -111,6 +113,7 @@ class FileSink(Sink):
         self._opened_ns = 0
         self._number = 0
         self._finished = False
+        self._obsolete: list[tuple[int, str]] = []
 
     def write(self, batch: pa.RecordBatch, ctx: Any) -> None:
         """Append rows to the open segment."""
@@ -136,6 +139,7 @@ class FileSink(Sink):
         staged: list[StagedFile] = []
         if self._segments and (self._finished or self._is_time()):
             staged = self._roll(txn)
+            self._obsolete += [(_checkpoint_of(txn), segment.path) for segment in self._segments]
             self._segments = []
         self._state.replace([json.dumps(asdict(s)).encode() for s in self._segments])
         return json.dumps([asdict(file) for file in staged]).encode()
@@ -213,6 +217,14 @@ class FileSink(Sink):
         """Link the listed files to their final names; those that are there already stay."""
         for entry in json.loads(staged):
             self._publish(StagedFile(**entry))
+        self._forget_segments(_checkpoint_of(txn) - SEGMENTS_KEPT_CUTS)
+
+    def _forget_segments(self, checkpoint: int) -> None:
+        """Remove segments that only checkpoints before `checkpoint` still name."""
+        for _, path in [o for o in self._obsolete if o[0] <= checkpoint]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.path, path))
+        self._obsolete = [o for o in self._obsolete if o[0] > checkpoint]
 
     def _publish(self, file: StagedFile) -> None:
         source, target = (os.path.join(self.path, p) for p in (file.staged, file.final))
@@ -242,6 +254,10 @@ class FileSink(Sink):
         shutil.rmtree(os.path.join(self.path, STAGING, run_id), ignore_errors=True)
         with contextlib.suppress(OSError):
             os.rmdir(os.path.join(self.path, STAGING))
+
+
+def _checkpoint_of(txn: str) -> int:
+    return int(txn.split("/")[-2])
 
 
 def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -146,3 +146,13 @@ def test_memory_sink_gives_back_what_was_committed(tmp_path: Path) -> None:
     assert sink.table(rows(1).schema).num_rows == 0
     sink.commit(txn(1), sink.prepare(txn(1)))
     assert sink.table()["n"].to_pylist() == [1, 2]
+
+
+def test_segments_go_once_no_retained_checkpoint_names_them(tmp_path: Path) -> None:
+    sink = opened(FileSink(tmp_path, roll_interval="0 s"))
+    counts = []
+    for checkpoint in range(1, 8):
+        sink.write(rows(checkpoint), None)
+        sink.commit(txn(checkpoint), sink.prepare(txn(checkpoint)))
+        counts.append(len(list(tmp_path.rglob("segment-*"))))
+    assert counts == [1, 2, 3, 3, 3, 3, 3]
