@@ -19,6 +19,8 @@ class Context:
     def __init__(self, ctx: ProcessorContext, row: CurrentRow | None = None) -> None:
         self._ctx = ctx
         self._row = row or CurrentRow()
+        self._watermark_ns = WATERMARK_MIN
+        self._watermark: datetime | None = None
         self._dealt_out: list[OperatorList] = []
 
     @property
@@ -38,8 +40,11 @@ class Context:
     @property
     def watermark(self) -> datetime | None:
         """Event time up to which all rows have come; None before anything is known."""
-        watermark = self._ctx.watermark
-        return None if watermark == WATERMARK_MIN else instant(watermark)
+        # User code asks for it again and again between two changes.
+        if self._ctx.watermark != self._watermark_ns:
+            self._watermark_ns = self._ctx.watermark
+            self._watermark = instant(self._watermark_ns)
+        return self._watermark
 
     def now(self) -> datetime:
         """The wall clock, aware in UTC; a mock one in tests. Results that use it do not repeat."""
