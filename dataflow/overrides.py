@@ -115,10 +115,10 @@ def _setting(name: str, value: Any, where: str) -> tuple[str, Any]:
     if target != spelled:
         unit = next(u for u in _UNITS_NS if target.endswith(u))
         try:
-            return target, duration_ns(value, f"{where}: {name}") / _UNITS_NS[unit]
+            value = duration_ns(value, f"{where}: {name}") / _UNITS_NS[unit]
         except PlanError as error:
             raise SettingsError(str(error)) from None
     try:
         return target, msgspec.convert(value, _FIELDS[target].type, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"{where}: {name}={value!r}: {error}") from None
+        raise SettingsError(f"{where}: {target}={value!r}: {error}") from None

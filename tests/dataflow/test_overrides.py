@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,3 +82,20 @@ def test_settings_that_cannot_be_used_are_named(arguments: dict[str, object], te
 def test_a_settings_file_that_was_named_must_be_there() -> None:
     with pytest.raises(SettingsError, match="cannot read settings from gone"):
         resolve_settings({}, {"PENSTOCK_CONFIG": "gone.toml"})
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"parallelism": 0}, r"run\(\): parallelism=0: Expected `int` >= 1"),
+        ({"checkpoint_interval": "0 s"}, r"checkpoint_interval_s=0.0: Expected `float` >= 0.001"),
+        ({"checkpoint_interval_s": -1}, r"checkpoint_interval_s=-1: Expected `float` >= 0.001"),
+        ({"restart_delay": "-5 s"}, r"restart_delay_s=-5.0: Expected `float` >= 0"),
+        ({"batch_rows": 0}, r"batch_rows=0: Expected `int` >= 1"),
+        ({"channel_slots": 1}, r"channel_slots=1: Expected `int` >= 2"),
+        ({"retained_checkpoints": 0}, r"retained_checkpoints=0: Expected `int` >= 1"),
+    ],
+)
+def test_a_setting_out_of_its_limits_is_refused(said: dict[str, Any], why: str) -> None:
+    with pytest.raises(SettingsError, match=why):
+        resolve_settings(said, {})
