@@ -14,7 +14,7 @@ from penstock.operators.watermarks import event_time as asked_event_time
 
 from .ends import SourceLogic
 from .explaining import explain_plan
-from .graph import Node, Options, Tap, make_node
+from .graph import Node, Tap, make_node
 from .identity import check_name
 from .launcher import JobHandle, Summary, current_launcher
 from .location import user_location
@@ -23,6 +23,7 @@ from .planner import Planned, make_plan
 from .schema_check import at_line, check_schema, check_sendable, plan_error
 from .settings import JobSettings
 from .stream import Stream
+from .stream_checks import checked_options
 
 log = logging.getLogger("penstock")
 
@@ -85,7 +86,7 @@ class Pipeline:
         except PlanError as error:
             raise at_line(error, location) from None
         check_sendable(connector, connector.name, location)
-        options = Options(None if name is None else check_name(name, location), parallelism)
+        options = checked_options(name, parallelism, location)
         return Stream(self, [Tap(make_node(logic, [], location, options))])
 
     def register(self, function: ScalarFunction | Callable[..., Any]) -> None:

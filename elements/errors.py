@@ -77,7 +77,7 @@ class UserCodeError(PenstockError):
         if self.source is not None:
             lines.append(f"  source {self.source}")
         lines.extend(f"  {line}" for line in self.traceback.rstrip().splitlines())
-        lines.append(f"  {self.cause}")
+        lines.extend(f"  {line}" for line in self.cause.splitlines())
         if self.hint is not None:
             lines.append(f"  {self.hint}")
         return "\n".join(lines)

@@ -16,13 +16,15 @@ def failure_of(error: BaseException) -> Failure:
     """The failure that `error` means.
 
     Poison (hazard 43) is told by operator, exception type and row, else by the source position,
-    which is only near the row and moves with the size of what was read; only user code can be
-    poisoned.
+    which is only near the row and moves with the size of what was read. Only rows can poison: a
+    feed that is down raises at the same position again and again, and may come back.
     """
     if isinstance(error, UserCodeError):
         kind = error.cause.split(":", 1)[0]
-        identity = f"{error.operator}|{kind}|{error.row or error.source or ''}"
-        poison = bytes(getattr(error, "poison", b""))
+        poison = bytes(error.poison)
+        in_hand = error.row is not None or bool(poison)
+        place = (error.row or error.source or "") if in_hand else ""
+        identity = f"{error.operator}|{kind}|{place}"
         return Failure("UserCodeError", _cut(str(error)), error.operator, identity, poison)
     if isinstance(error, PenstockError):
         return Failure(type(error).__name__, _cut(str(error)))

@@ -278,3 +278,19 @@ def test_windows_without_a_key_run_in_one_subtask() -> None:
     text = text_of(lambda: plan_of(p))
     assert "tumble: parallelism 3 is more than 1" in text
     assert "Without key_by() all rows meet in one subtask." in text
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: ps.Pipeline("a/b"), "'a/b' cannot be the name of a pipeline"),
+        (lambda: ps.Pipeline("p").source([]), "an empty list does not say which columns it has"),
+        (lambda: ps.Pipeline("p").source(Feed(), parallelism=0), "parallelism=0"),
+    ],
+)
+def test_what_cannot_begin_is_refused_at_the_users_line(build: Any, said: str) -> None:
+    with pytest.raises(ps.PlanError) as refused:
+        build()
+    first = str(refused.value).splitlines()[0]
+    assert said in first
+    assert "(test_plan_errors.py:" in first

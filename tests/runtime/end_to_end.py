@@ -97,6 +97,18 @@ def out_of_order(position: int | None) -> Iterator[tuple[Timed, int]]:
     yield Timed("late", START), 2
 
 
+@ps.source(bounded=True)
+def flaky(position: int | None, folder: str, outages: int) -> Iterator[tuple[Row, int]]:
+    """Two rows; after the first the feed is down as often as it was told to, wherever it runs."""
+    if not position:
+        yield Row("a", 1), 1
+    down = len(glob.glob(f"{folder}/outage-*"))
+    if down < outages:
+        Path(folder, f"outage-{down}").touch()
+        raise ConnectionError("the feed is down")
+    yield Row("b", 2), 2
+
+
 class Choke(ps.KeyedOperator[Row, Row]):
     def __init__(self, on: str) -> None:
         self.on = on

@@ -21,6 +21,7 @@ from end_to_end import (
     Misbehaving,
     Row,
     Shaky,
+    flaky,
     out_of_order,
     some_ticks,
     written,
@@ -54,6 +55,8 @@ def test_a_process_that_ends_again_and_again_is_given_up_with_every_cause(
 ) -> None:
     with pytest.raises(ps.JobFailed, match=r"failed 3 times in a row \(2 restarts\)") as failed:
         misbehaving(how).collect()
+    text = str(failed.value)
+    assert all(line.startswith(("  ", "p: ")) for line in text.splitlines()), text
     assert [attempt.attempt for attempt in failed.value.attempts] == [1, 2, 3]
     for attempt in failed.value.attempts:
         assert re.search(cause, attempt.cause), attempt.cause
@@ -81,6 +84,18 @@ def test_a_row_that_fails_twice_is_set_aside_and_shown_with_its_key_and_the_user
     assert str(kept) in text
     with pa.OSFile(str(kept)) as file, pa.ipc.open_stream(file) as rows:
         assert {"k": "b", "v": 2} in rows.read_all().select(["k", "v"]).to_pylist()
+
+
+def test_a_feed_that_is_down_for_a_while_is_asked_again_and_not_taken_for_a_bad_row(
+    tmp_path: Path,
+) -> None:
+    pipeline = ps.Pipeline("p")
+    pipeline.source(flaky(folder=str(tmp_path), outages=2)).sink(
+        ps.FileSink(tmp_path / "out", format="jsonl")
+    )
+    summary = pipeline.run()
+    assert (summary.outcome, summary.restarts) == ("finished", 2)
+    assert written(tmp_path / "out") == [{"k": "a", "v": 1}, {"k": "b", "v": 2}]
 
 
 def test_rows_that_come_too_late_are_counted_and_collect_refuses_to_hide_them() -> None:
