@@ -62,9 +62,9 @@ def collect(stream: Stream[Any]) -> pa.Table:
                 location,
                 "Look at some rows with  stream.head(10)  or write them to a sink.",
             )
-    settings = _settings()
-    planned = _plan(stream, node, settings)
     try:
+        settings = _settings()
+        planned = _plan(stream, node, settings)
         summary = current_launcher().start(planned.plan, settings).wait()
         reads_late = any(tap.output == LATE for above in nodes for tap in above.upstream)
         if summary.late and not reads_late:
@@ -84,9 +84,9 @@ def head(stream: Stream[Any], rows: int) -> pa.Table:
     if not isinstance(rows, int) or rows < 1:
         raise plan_error("head", f"{rows!r} is not a number of rows", location)
     node, sink = _end(stream, "head", location)
-    settings = _settings(checkpoint_interval_s=HEAD_CHECKPOINT_S)
-    planned = _plan(stream, node, settings)
     try:
+        settings = _settings(checkpoint_interval_s=HEAD_CHECKPOINT_S)
+        planned = _plan(stream, node, settings)
         handle = current_launcher().start(planned.plan, settings)
         _wait_for_rows(handle, sink, rows)
         return sink.table(stream.schema).slice(0, rows)
@@ -97,8 +97,8 @@ def head(stream: Stream[Any], rows: int) -> pa.Table:
 def explain(stream: Stream[Any]) -> str:
     """The plan of what makes the stream."""
     node, sink = _end(stream, "explain", user_location())
-    settings = _settings()
     try:
+        settings = _settings()
         return explain_plan(_plan(stream, node, settings), settings)
     finally:
         sink.discard()

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 
 from penstock.dataflow.launcher import JobHandle, JobStatus, StopMode, Summary
@@ -26,6 +25,7 @@ from .controller import Agent, Controller
 from .deploying import Deployer
 from .enumerators import Enumerators
 from .log import Finished, read_history
+from .sweep import make_job_root
 
 log = logging.getLogger("penstock.launcher")
 
@@ -131,7 +131,7 @@ def _job_directory(job: str, settings: JobSettings) -> tuple[str, Callable[[], N
             "use letters, digits, spaces, dots, - and _"
         )
     if settings.state_dir is None:
-        made = tempfile.mkdtemp(prefix="penstock-")
+        made = make_job_root()
 
         def remove() -> None:
             atexit.unregister(remove)

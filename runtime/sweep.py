@@ -16,7 +16,7 @@ from pathlib import Path
 SOCKET_DIRECTORY_CHARS_MAX = 85
 """A unix socket's path ends at 107 characters; the fork server adds a name of about 20."""
 _SHORT_ROOT = "/tmp"
-_NAME = re.compile(r"penstock-(\d+)-([0-9a-f]{6})-(\d+)-(\d+)-(\d+)")
+_NAME = re.compile(r"penstock-(\d+)-([0-9a-f]{6})-(\d+)-(\d+)-(\d+)(?:-\w+)?")
 
 
 def start_time(pid: int) -> int | None:
@@ -61,6 +61,11 @@ def socket_directory(scratch_root: str) -> str:
     path = os.path.join(_SHORT_ROOT, directory_name())
     os.mkdir(path, 0o700)
     return path
+
+
+def make_job_root() -> str:
+    """A fresh private directory of this process for a job that has no state directory."""
+    return tempfile.mkdtemp(prefix=f"{directory_name()}-")
 
 
 def remove_own() -> None:

@@ -195,3 +195,15 @@ def test_explain_shows_what_is_read_pushed_and_run_where(pipeline: ps.Pipeline) 
     assert "hash(carrier): carrier, __pane, __rows" in text
     assert "memory: 6 subtask processes; channels at most 128 MiB" in text
     assert "test_running.py:" in text
+
+
+@pytest.mark.parametrize("look", ["collect", "head"])
+def test_looking_leaves_no_folder_behind_when_it_cannot_be_planned(
+    launcher: Launcher, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("PENSTOCK_PARALLELISM", "5000")
+    rows = flights(ps.Pipeline("p")).select("carrier")
+    with pytest.raises(ps.PlanError, match="5000"):
+        rows.collect() if look == "collect" else rows.head(1)
+    assert list(tmp_path.iterdir()) == []

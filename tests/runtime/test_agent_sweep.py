@@ -50,6 +50,17 @@ def test_sweep_removes_the_directory_of_a_process_whose_pid_was_reused(root: Pat
     assert sweep.sweep_directories() == [str(stale)]
 
 
+def test_sweep_removes_the_temporary_job_of_a_program_that_was_killed(root: Path) -> None:
+    made = Path(sweep.make_job_root())
+    assert sweep.sweep_directories() == []
+    parts = made.name.split("-")
+    parts[4] = str(_dead_pid())
+    stale = made.rename(root / "-".join(parts))
+    (stale / "job").mkdir()
+    assert sweep.sweep_directories() == [str(stale)]
+    assert not stale.exists()
+
+
 def test_sweep_keeps_the_directory_of_the_living(root: Path) -> None:
     made = Path(sweep.make_scratch_root())
     assert made.parent == root
