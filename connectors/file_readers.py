@@ -17,7 +17,7 @@ from penstock.elements.clock import Clock, SystemClock
 from penstock.elements.errors import ConnectorError
 from penstock.operators.source import Chunk, EndOfSplit, Position, SplitReader
 
-from .files import Compression, open_stream
+from .files import READ_ERRORS, Compression, open_stream
 from .row_group_pruning import Comparison, useful_groups
 from .text_decode import Decode, decode_lines
 
@@ -96,7 +96,7 @@ class BatchReader(SplitReader):
             for row, batch in self._batches:
                 if batch.num_rows:
                     return row, batch
-        except (OSError, pa.ArrowException) as error:
+        except READ_ERRORS as error:
             raise ConnectorError(f"{self._path} near row {self._row}: {error}") from error
         raise EndOfSplit
 
@@ -111,7 +111,7 @@ def open_parquet(
     """
     try:
         file = pq.ParquetFile(path, memory_map=False)
-    except (OSError, pa.ArrowException) as error:
+    except READ_ERRORS as error:
         raise ConnectorError(f"cannot read {path}: {error}") from error
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     starts = [0, *itertools.accumulate(sizes)]
@@ -223,7 +223,7 @@ class LineReader(SplitReader):
     def _fill(self) -> None:
         try:
             block = self._stream.read(READ_BYTES)
-        except (OSError, pa.ArrowException) as error:
+        except READ_ERRORS as error:
             raise ConnectorError(f"{self._path} near byte {self._at}: {error}") from error
         if not block:
             self._end_of_file = True

@@ -27,7 +27,7 @@ from penstock.elements.row_schema import row_schema
 from penstock.operators.source import Position, ReaderContext, SourceConnector, Split, SplitReader
 
 from .file_readers import LineReader, Throttle, open_arrow, open_parquet
-from .files import FileKind, kind_of, list_files, open_stream
+from .files import READ_ERRORS, FileKind, kind_of, list_files, open_stream
 from .row_group_pruning import comparisons_of
 from .text_decode import csv_decoder, json_decoder
 
@@ -169,7 +169,7 @@ class FileSource(SourceConnector[Any]):
     def _cut_parquet(self, path: str) -> list[Split]:
         try:
             metadata = pq.read_metadata(path)
-        except (OSError, pa.ArrowException) as error:
+        except READ_ERRORS as error:
             raise ConnectorError(f"cannot read {path}: {error}") from error
         splits, start, size = [], 0, 0
         for group in range(metadata.num_row_groups):
@@ -261,7 +261,7 @@ def _infer_schema(path: str, kind: FileKind, options: _Options) -> pa.Schema:
             ).schema
         # A guard line keeps the reader from its crash on a file of nulls.
         return pajson.read_json(io.BytesIO(b"{}\n" + sample)).schema
-    except (OSError, pa.ArrowException) as error:
+    except READ_ERRORS as error:
         raise PlanError(
             f"FileSource: cannot infer the columns of {path}: {error}\n"
             "  Say what the files hold:  schema=MyRow  (a dataclass or a pa.Schema)"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import IO, Literal, cast
 
 import pyarrow as pa
+import zstandard
 
 from penstock.elements.errors import ConnectorError, PlanError
 
@@ -27,6 +28,8 @@ _FORMAT_OF_SUFFIX: dict[str, FileFormat] = {
     ".json": "jsonl",
 }
 _COMPRESSION_OF_SUFFIX: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+READ_ERRORS = (OSError, pa.ArrowException, zstandard.ZstdError)
+"""What reading a missing, cut or damaged file raises."""
 SUFFIX_OF_COMPRESSION: dict[Compression, str] = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 
 
@@ -86,7 +89,10 @@ def open_stream(path: str, compression: Compression) -> IO[bytes]:
     try:
         if compression == "none":
             return open(path, "rb")
-        codec = "gzip" if compression == "gzip" else "zstd"
-        return cast(IO[bytes], pa.input_stream(path, compression=codec))
+        if compression == "zstd":
+            # Logs that were appended to are several frames behind each other.
+            plain = open(path, "rb")  # noqa: SIM115 - the reader closes it
+            return zstandard.ZstdDecompressor().stream_reader(plain, read_across_frames=True)
+        return cast(IO[bytes], pa.input_stream(path, compression="gzip"))
     except OSError as error:
         raise ConnectorError(f"cannot read {path}: {error}") from error

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from penstock.connectors.file_encode import write_file
 from penstock.connectors.file_source import FileSource
@@ -241,4 +242,24 @@ def test_nulls_in_a_column_declared_without_them_are_an_error(tmp_path: Path) ->
     reader = source.reader(source.splits()[0], None, context())
     with pytest.raises(ConnectorError, match="'n' holds nulls, but is declared without"):
         reader.poll(10)
+    reader.close()
+
+
+def test_compressed_frames_behind_each_other_are_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "appended.jsonl.zst"
+    compress = zstandard.ZstdCompressor().compress
+    path.write_bytes(compress(b'{"n": 1}\n{"n"') + compress(b': 2}\n{"n": 3}\n'))
+    source = FileSource(path, schema=pa.schema([("n", pa.int64())]))
+    polls = read(source, 2)
+    assert [row["n"] for rows, _ in polls for row in rows] == [1, 2, 3]
+    assert [row["n"] for rows, _ in read(source, 9, polls[0][1]) for row in rows] == [3]
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jsonl.zst"
+    path.write_bytes(b"this is not zstandard")
+    source = FileSource(path, schema=pa.schema([("n", pa.int64())]))
+    reader = source.reader(source.splits()[0], None, context())
+    with pytest.raises(ConnectorError, match=r"cut\.jsonl\.zst near byte 0"):
+        reader.poll(1)
     reader.close()
