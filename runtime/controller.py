@@ -245,6 +245,8 @@ class Controller:
             return []
         if isinstance(event, Discovered):
             return self._on_discovered(event)
+        # A Fleet answers NetListening itself, and nobody else has a net process.
+        assert isinstance(event, StopRequest)
         log.info("%s: stop (%s)", self._plan.name, event.mode)
         return job.on_stop(event.mode, now_ns)
 

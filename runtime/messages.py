@@ -81,8 +81,25 @@ class SubtaskDeployment(msgspec.Struct, frozen=True):
 # Controller to agent ------------------------------------------------------------------------
 
 
+class RemoteChannel(msgspec.Struct, frozen=True):
+    """One of `Deploy.channels` whose other end is on `node`. `number` is its place among all
+    channels of the attempt, `fingerprint` that of its wire schema (net/setup.py)."""
+
+    channel: int
+    node: str
+    number: int
+    fingerprint: int
+
+
+class NetDeployment(msgspec.Struct, frozen=True):
+    """What an attempt on several nodes adds for one of them, whose name is `node`."""
+
+    node: str
+    channels: list[RemoteChannel]
+
+
 class Deploy(msgspec.Struct, frozen=True, tag=True):
-    """Start an attempt: all subtasks of the plan on this agent."""
+    """Start an attempt: the subtasks of the plan that this agent is to run."""
 
     job: str
     generation: int
@@ -98,6 +115,28 @@ class Deploy(msgspec.Struct, frozen=True, tag=True):
     """`sys.path` of the user's process, "" resolved: the plan's modules are found there."""
     cwd: str = ""
     """The user's working directory: relative paths in user code mean the same in a subtask."""
+    net: NetDeployment | None = None
+    """None: all of the attempt is here. Else `subtasks` are those of this node, `channels` those
+    with an end here."""
+
+
+class UseNetwork(msgspec.Struct, frozen=True, tag=True):
+    """Before the first Deploy with a `net`: how this node's net processes listen and prove
+    themselves. The fields are those of net/setup.py."""
+
+    host: str
+    secret: bytes = b""
+    tls: tuple[str, str, str] | None = None
+    open_loopback: bool = False
+    compression: str = ""
+
+
+class NetAddresses(msgspec.Struct, frozen=True, tag=True):
+    """Where every node of the attempt listens; sent when all have said NetListening."""
+
+    generation: int
+    attempt: int
+    nodes: dict[str, tuple[str, int]]
 
 
 class ToSubtask(msgspec.Struct, frozen=True, tag=True):
@@ -160,6 +199,15 @@ class AttemptGone(msgspec.Struct, frozen=True, tag=True):
 
     generation: int
     attempt: int
+
+
+class NetListening(msgspec.Struct, frozen=True, tag=True):
+    """This node's net process listens; the answer, once all have it, is NetAddresses."""
+
+    generation: int
+    attempt: int
+    host: str
+    port: int
 
 
 class FromSubtask(msgspec.Struct, frozen=True, tag=True):
@@ -282,8 +330,11 @@ _command_decoder = msgspec.msgpack.Decoder(Command)
 _event_decoder = msgspec.msgpack.Decoder(Event)
 _encoder = msgspec.msgpack.Encoder()
 
-ToAgent = Deploy | ToSubtask | CancelAttempt | Shutdown
-ToController = AgentReady | NotResponding | SubtaskExited | AttemptGone | FromSubtask | AgentFailure
+ToAgent = Deploy | ToSubtask | CancelAttempt | Shutdown | UseNetwork | NetAddresses
+ToController = (
+    AgentReady | NotResponding | SubtaskExited | AttemptGone | FromSubtask | AgentFailure
+    | NetListening
+)  # fmt: skip
 
 
 def encode(message: msgspec.Struct) -> bytes:

@@ -16,6 +16,7 @@ LAYERS = (
     "operators",
     "dataflow",
     "runtime",
+    "cluster",
     "connectors",
     "cli",
     "testing",

@@ -1,0 +1,1 @@
+"""Many machines as one engine: controller, node agents, and the coordinators of jobs."""
