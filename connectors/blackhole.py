@@ -12,5 +12,7 @@ from penstock.operators.sink import Sink
 class BlackholeSink(Sink):
     """Take everything, keep nothing: for benchmarks."""
 
+    updating = True
+
     def write(self, batch: pa.RecordBatch, ctx: Any) -> None:
         """The engine counts rows before they come here."""

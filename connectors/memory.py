@@ -17,7 +17,12 @@ from .file_sink import FileSink
 
 
 class MemorySink(FileSink):
-    """Collect rows; `table()` gives what has been committed so far."""
+    """Collect rows; `table()` gives what has been committed so far.
+
+    Of an updating stream it keeps every change, with `_change` as the last column.
+    """
+
+    updating = True
 
     def __init__(self, directory: str | None = None) -> None:
         self.directory = directory or tempfile.mkdtemp(prefix="penstock-rows-")

@@ -13,7 +13,9 @@ from penstock.operators.sink import Sink
 
 
 class StdoutSink(Sink):
-    """Print every row; for looking, not for keeping."""
+    """Print every row; for looking, not for keeping. Changes show as `"_change": 1` or -1."""
+
+    updating = True
 
     def write(self, batch: pa.RecordBatch, ctx: Any) -> None:
         """Print one JSON object per row; null fields are left out."""

@@ -12,6 +12,8 @@ from typing import Any, Protocol, cast
 import pyarrow as pa
 
 from penstock.elements.errors import JobFailed, PlanError
+from penstock.elements.signals import TIME_COLUMN
+from penstock.operators.net_changes import net_rows
 from penstock.operators.processor import LATE
 from penstock.operators.sink import Sink
 
@@ -49,7 +51,7 @@ class Collected(Protocol):
 
 
 def collect(stream: Stream[Any]) -> pa.Table:
-    """All rows of a bounded stream."""
+    """All rows of a bounded stream; of an updating one, what is left in the end."""
     location = user_location()
     node, sink = _end(stream, "collect", location)
     nodes = topological([node])
@@ -73,13 +75,14 @@ def collect(stream: Stream[Any]) -> pa.Table:
                 "  Allow more disorder at the source (out_of_order=), more lateness in the window\n"
                 "  (allowed_lateness=), or take them in as well:  stream.late"
             )
-        return sink.table(stream.schema)
+        return net_rows(sink.table(_sink_schema(stream)))
     finally:
         sink.discard()
 
 
 def head(stream: Stream[Any], rows: int) -> pa.Table:
-    """The first rows that come, at most `rows`; then the run is stopped."""
+    """The first rows that come, at most `rows`; then the run is stopped. Changes of an updating
+    stream are shown as they come, with `_change`."""
     location = user_location()
     if not isinstance(rows, int) or rows < 1:
         raise plan_error("head", f"{rows!r} is not a number of rows", location)
@@ -89,9 +92,14 @@ def head(stream: Stream[Any], rows: int) -> pa.Table:
         planned = _plan(stream, node, settings)
         handle = current_launcher().start(planned.plan, settings)
         _wait_for_rows(handle, sink, rows)
-        return sink.table(stream.schema).slice(0, rows)
+        return sink.table(_sink_schema(stream)).slice(0, rows)
     finally:
         sink.discard()
+
+
+def _sink_schema(stream: Stream[Any]) -> pa.Schema:
+    """What a sink gets of the stream."""
+    return pa.schema([field for field in stream._schema if field.name != TIME_COLUMN])
 
 
 def explain(stream: Stream[Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from penstock.elements.signals import TIME_COLUMN
+from penstock.elements.changelog import HIDDEN
 from penstock.expressions.functions import NONE, Functions
 from penstock.operators.error_policy import DEAD_SCHEMA, Fail
 from penstock.operators.event_times import time_projection, with_time
@@ -157,6 +157,11 @@ class SinkLogic(Logic):
     stateful = True
 
     @property
+    def takes_updates(self) -> bool:  # type: ignore[override]
+        """Only sinks that say so understand `_change`."""
+        return bool(getattr(self.sink, "updating", False))
+
+    @property
     def identity_rule(self) -> Any:  # type: ignore[override]
         """A sink that stages has state; another may be found by its place."""
         return "class" if self.sink.transactional else "position"
@@ -194,4 +199,4 @@ class SinkLogic(Logic):
 
 def without_time(schema: pa.Schema) -> pa.Schema:
     """What users see of a schema."""
-    return pa.schema([field for field in schema if field.name != TIME_COLUMN])
+    return pa.schema([field for field in schema if field.name not in HIDDEN])

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from penstock.elements.changelog import CHANGE, HIDDEN, is_updating
 from penstock.elements.errors import PlanError
 from penstock.elements.signals import TIME_COLUMN
 from penstock.operators.processor import MAIN, Processor
@@ -59,6 +60,8 @@ class Logic(ABC):
     stateful: bool = False
     identity_rule: IdentityRule = "position"
     parallelism_max: int | None = None
+    takes_updates: bool = False
+    """Whether its inputs may be updating streams; else make_node refuses them."""
 
     @property
     @abstractmethod
@@ -152,6 +155,12 @@ def make_node(
 ) -> Node:
     """A node whose output schemas follow from its inputs. Requires: `_time` only as last column."""
     found = tuple(ports)
+    if not logic.takes_updates and any(is_updating(port.schema) for port in found):
+        raise PlanError(
+            f"{logic.title}: the stream is updating, rows in it are taken back, and {logic.title}"
+            f" takes rows that stay  ({location})\n"
+            f'  Read the changes as rows:  stream.changes("change")  adds a column of +1 and -1.'
+        )
     outputs = logic.outputs([port.schema for port in found])
     return Node(logic, found, outputs, location, options or Options())
 
@@ -190,8 +199,8 @@ def _refuse_twins(nodes: Sequence[Node]) -> None:
 
 
 def user_columns(schema: pa.Schema) -> list[str]:
-    """Names of the user's columns: all but `_time`."""
-    return [name for name in schema.names if name != TIME_COLUMN]
+    """Names of the user's columns: all but `_change` and `_time`."""
+    return [name for name in schema.names if name not in HIDDEN]
 
 
 def has_time(schema: pa.Schema) -> bool:
@@ -200,6 +209,6 @@ def has_time(schema: pa.Schema) -> bool:
 
 
 def select_columns(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
-    """`schema` cut down to these columns, in its own order; `_time` stays."""
-    wanted = {*names, TIME_COLUMN}
+    """`schema` cut down to these columns, in its own order; `_change` and `_time` stay."""
+    wanted = {*names, CHANGE, TIME_COLUMN}
     return pa.schema([schema.field(name) for name in schema.names if name in wanted])

@@ -14,6 +14,7 @@ import cloudpickle
 import pyarrow as pa
 import pyarrow.types as pt
 
+from penstock.elements.changelog import CHANGE, HIDDEN, is_updating
 from penstock.elements.errors import PlanError
 from penstock.elements.hash import refuse_unhashable
 from penstock.elements.signals import TIME_COLUMN
@@ -59,6 +60,13 @@ def find_column(name: object, schema: pa.Schema, who: str, location: str) -> str
             location,
             "It is the event time that rides with every row; event_time() reads it.",
         )
+    if name == CHANGE:
+        raise plan_error(
+            who,
+            f"{CHANGE} is not a column of yours",
+            location,
+            'It tells added rows from those taken back;  stream.changes("change")  shows it.',
+        )
     guess = difflib.get_close_matches(name, names, n=1)
     advice = [f"did you mean {guess[0]!r}?"] if guess else []
     raise plan_error(
@@ -82,13 +90,14 @@ def check_keys(keys: Sequence[object], schema: pa.Schema, who: str, location: st
 
 
 def check_schema(schema: pa.Schema, who: str, location: str) -> pa.Schema:
-    """A user's schema: names are there once, and `_time` is ours."""
+    """A user's schema: names are there once, and `_time` and `_change` are ours."""
     names = list(schema.names)
     for name in names:
-        if name == TIME_COLUMN:
+        if name in HIDDEN:
+            use = "the event time of every row" if name == TIME_COLUMN else "updating streams"
             raise plan_error(
                 who,
-                f"the column name {TIME_COLUMN} is reserved for the event time of every row",
+                f"the column name {name} is reserved for {use}",
                 location,
                 "Rename the column where it is made.",
             )
@@ -99,7 +108,7 @@ def check_schema(schema: pa.Schema, who: str, location: str) -> pa.Schema:
 
 def check_new_name(name: str, who: str, location: str) -> None:
     """A name that the user gives to a column."""
-    if name == TIME_COLUMN or name.startswith("__"):
+    if name in HIDDEN or name.startswith("__"):
         raise plan_error(who, f'the column name "{name}" is reserved; choose another', location)
 
 
@@ -128,6 +137,14 @@ def union_schema(schemas: Sequence[pa.Schema], who: str, location: str) -> pa.Sc
                 f"stream {lacking} has no event time and the others have",
                 location,
                 'Say it where it is read:  p.source(..., event_time="ts", ...)',
+            )
+        if is_updating(first) != is_updating(other):
+            updating = number if is_updating(other) else 1
+            raise plan_error(
+                who,
+                f"stream {updating} is updating, its rows are taken back, and others are not",
+                location,
+                'Read its changes as rows first:  stream.changes("change")',
             )
         if set(first.names) != set(other.names):
             missing = sorted(set(first.names) - set(other.names))

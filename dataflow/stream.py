@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pyarrow as pa
 
+from penstock.elements.changelog import is_updating
 from penstock.elements.durations import Duration
 from penstock.elements.errors import PlanError
 from penstock.expressions.check import Checker, require_condition
@@ -75,6 +76,11 @@ class Stream(Generic[T]):
     def schema(self) -> pa.Schema:
         """The columns that expressions and user code see."""
         return without_time(self._schema)
+
+    @property
+    def updating(self) -> bool:
+        """Whether rows may be taken back later, as those of an aggregate without a window are."""
+        return is_updating(self._schema)
 
     @property
     def _schema(self) -> pa.Schema:
@@ -142,6 +148,13 @@ class Stream(Generic[T]):
         if len(names) == len(user_columns(self._schema)):
             raise plan_error("drop", "no column would be left", location)
         return self._then(DropColumns(names), location) if names else self
+
+    def changes(self, column: str = "change") -> Stream[Any]:
+        """An updating stream as rows that stay: `column` is 1 for rows added, -1 for rows taken
+        back. What an update replaces comes just before what replaces it."""
+        from .changes import changes_of
+
+        return changes_of(self, column, user_location())
 
     # User code --------------------------------------------------------------------------------
 

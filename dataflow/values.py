@@ -13,7 +13,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from penstock.elements.signals import TIME_COLUMN
+from penstock.elements.changelog import HIDDEN
 from penstock.expressions.check import CheckedExpression
 from penstock.operators.cast_columns import CastColumns
 from penstock.operators.processor import DEAD, MAIN, Processor
@@ -27,11 +27,13 @@ ValueKind = Literal["filter", "with_columns", "select", "rename", "drop"]
 
 def columns_of(expressions: Sequence[CheckedExpression]) -> Columns:
     """The user's columns that they read."""
-    return frozenset(c for e in expressions for c in e.columns_read if c != TIME_COLUMN)
+    return frozenset(c for e in expressions for c in e.columns_read if c not in HIDDEN)
 
 
 class ValueLogic(Logic):
     """A node that fusion understands."""
+
+    takes_updates = True
 
     @property
     def title(self) -> str:
@@ -102,8 +104,8 @@ class WithColumns(ValueLogic):
 
     def transform(self, schema: pa.Schema) -> pa.Schema:
         made = {name: pa.field(name, e.type, e.nullable) for name, e in self.items}
-        fields = [made.pop(f.name, f) for f in schema if f.name != TIME_COLUMN]
-        return _with_time(schema, [*fields, *made.values()])
+        fields = [made.pop(f.name, f) for f in schema if f.name not in HIDDEN]
+        return _with_hidden(schema, [*fields, *made.values()])
 
     def reads(self, schema: pa.Schema, required: Columns) -> Columns:
         made = {name for name, _ in self.items}
@@ -123,13 +125,13 @@ class WithColumns(ValueLogic):
 
 @dataclass(frozen=True)
 class Select(ValueLogic):
-    """Exactly these columns, and `_time`."""
+    """Exactly these columns, and those that ride along."""
 
     items: tuple[Item, ...]
     kind = "select"
 
     def transform(self, schema: pa.Schema) -> pa.Schema:
-        return _with_time(schema, [pa.field(n, e.type, e.nullable) for n, e in self.items])
+        return _with_hidden(schema, [pa.field(n, e.type, e.nullable) for n, e in self.items])
 
     def reads(self, schema: pa.Schema, required: Columns) -> Columns:
         return columns_of([e for name, e in self.items if name in required])
@@ -202,6 +204,7 @@ class Cast(Logic):
 
     target: tuple[pa.Field, ...]
     kind = "cast"
+    takes_updates = True
 
     @property
     def title(self) -> str:
@@ -265,7 +268,5 @@ def make_stage(logics: Sequence[ValueLogic], schema: pa.Schema, build: BuildCont
     return ValueStage(steps, schema, build.functions, build.on_error, who=build.name)
 
 
-def _with_time(schema: pa.Schema, fields: Sequence[pa.Field]) -> pa.Schema:
-    if TIME_COLUMN in schema.names:
-        return pa.schema([*fields, schema.field(TIME_COLUMN)])
-    return pa.schema(fields)
+def _with_hidden(schema: pa.Schema, fields: Sequence[pa.Field]) -> pa.Schema:
+    return pa.schema([*fields, *(field for field in schema if field.name in HIDDEN)])

@@ -20,6 +20,10 @@ class Sink:
     A sink without `prepare` is at-least-once, and the start-up line says so.
     """
 
+    updating: bool = False
+    """Whether it takes updating streams. Its batches then end with `_change`, int8: +1 adds the
+    row, -1 takes an equal one back; without it such streams are refused when planning."""
+
     def open(self, ctx: Any) -> None:
         """Connect. Runs in the sink's process, before the first commit or row."""
 

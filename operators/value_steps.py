@@ -2,7 +2,7 @@
 
 Promises: a row that a filter drops is never shown to a later step that could fail on it, and the
 result is that of the steps one after the other. Steps that only pick, drop and rename columns
-cost nothing. `_time`, if there is one, stays the last column.
+cost nothing. `_change` and `_time`, where there are any, stay the last columns.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Literal
 
 import pyarrow as pa
 
+from penstock.elements.changelog import HIDDEN
 from penstock.elements.errors import PlanError
-from penstock.elements.signals import TIME_COLUMN
 from penstock.expressions import analysis
 from penstock.expressions.check import CheckedExpression, Checker, require_condition
 from penstock.expressions.complaint import column_list
@@ -51,7 +51,7 @@ class Step:
 
     @classmethod
     def select(cls, items: Sequence[tuple[str, ExprLike]]) -> Step:
-        """Exactly these columns (and `_time`)."""
+        """Exactly these columns (and hidden ones)."""
         return cls("select", items=tuple(items))
 
     @classmethod
@@ -187,14 +187,14 @@ class _Fusion:
             raise PlanError(f"{self._who}: a column is given twice  {self._location}".rstrip())
         meaning = draft.meaning
         if step.kind == "with_columns":
-            # Replaced columns keep their place; `_time` stays last.
+            # Replaced columns keep their place; hidden ones stay last.
             made = {name: made.pop(name, tree) for name, tree in meaning.items()} | made
             fields = {each.name: fields.pop(each.name, each) for each in self.schema} | fields
-        if TIME_COLUMN in self.schema.names:
-            made.pop(TIME_COLUMN, None)
-            fields.pop(TIME_COLUMN, None)
-            made[TIME_COLUMN] = meaning[TIME_COLUMN]
-            fields[TIME_COLUMN] = self.schema.field(TIME_COLUMN)
+        for hidden in (field for field in self.schema if field.name in HIDDEN):
+            made.pop(hidden.name, None)
+            fields.pop(hidden.name, None)
+            made[hidden.name] = meaning[hidden.name]
+            fields[hidden.name] = hidden
         draft.meaning = made
         self._becomes(list(fields.values()))
 
@@ -242,14 +242,14 @@ class _Fusion:
     # -- names
 
     def _require(self, name: str, verb: str) -> None:
-        if name == TIME_COLUMN or name not in self.schema.names:
+        if name in HIDDEN or name not in self.schema.names:
             raise PlanError(
                 f'{self._who}: no column "{name}" to {verb}\n'
                 f"  columns: {column_list(self.schema.names)}"
             )
 
     def _refuse_reserved(self, name: str, verb: str) -> None:
-        if name == TIME_COLUMN or name.startswith("__"):
+        if name in HIDDEN or name.startswith("__"):
             raise PlanError(f'{self._who}: the name "{name}" is reserved; {verb} another one')
 
 

@@ -23,6 +23,7 @@ from penstock.dataflow.launcher import JobHandle, Launcher, current_launcher, us
 from penstock.dataflow.plan import Plan
 from penstock.dataflow.settings import JobSettings
 from penstock.dataflow.stream import Stream
+from penstock.operators.net_changes import net_rows
 from penstock.operators.source import (
     Chunk,
     Position,
@@ -100,8 +101,8 @@ class _Run:
         return self._handle.status().rows_in
 
     def table(self) -> pa.Table:
-        """What was committed; the folder is gone afterwards."""
-        table = self._sink.table(self._schema)
+        """What was committed, net of what was taken back; the folder is gone afterwards."""
+        table = net_rows(self._sink.table(self._schema))
         self._sink.discard()
         return table
 
