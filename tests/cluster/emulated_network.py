@@ -1,0 +1,131 @@
+"""Hosts of one machine's kernel: network namespaces on a switch whose links can be harmed.
+
+They share CPU, disk, clock and /dev/shm, so each needs directories of its own. Needs root, `ip` and
+/dev/net/tun; `why_not()` says what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+SWITCH = Path(__file__).with_name("emulated_switch.py")
+SUBNET = "10.77.13"
+
+
+def why_not() -> str | None:
+    """Why hosts cannot be emulated here; None if they can."""
+    if os.geteuid() != 0:
+        return "making network namespaces needs root"
+    if shutil.which("ip") is None:
+        return "there is no ip command (package iproute2)"
+    if not os.path.exists("/dev/net/tun"):
+        return "there is no /dev/net/tun"
+    name = f"ps{os.getpid()}-probe"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+    if made.returncode:
+        return f"no network namespace can be made: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", name], check=True)
+    return None
+
+
+class EmulatedNetwork:
+    """Hosts 1 to n, each with address(i); used as a context."""
+
+    def __init__(self, hosts: int) -> None:
+        self._hosts = range(1, hosts + 1)
+        self._made: list[int] = []
+        self._switch: subprocess.Popen[str] | None = None
+
+    def address(self, host: int) -> str:
+        """The IPv4 address of a host."""
+        return f"{SUBNET}.{host}"
+
+    def on(self, host: int) -> list[str]:
+        """Words to put before a command that is to run on this host."""
+        return ["ip", "netns", "exec", self._namespace(host)]
+
+    def link(
+        self, source: int, target: int, *, delay_s: float = 0, loss: float = 0, cut: bool = False
+    ) -> None:
+        """What happens from now on to frames of one direction; without arguments: nothing."""
+        rule = {"source": source, "target": target, "delay_s": delay_s, "loss": loss, "cut": cut}
+        assert self._switch is not None
+        assert self._switch.stdin is not None
+        self._switch.stdin.write(json.dumps(rule) + "\n")
+        self._switch.stdin.flush()
+        self._answered()
+
+    def isolate(self, host: int, cut: bool = True) -> None:
+        """Cut a host off from all others, both ways, or heal all its links."""
+        for other in self._hosts:
+            if other != host:
+                self.link(host, other, cut=cut)
+                self.link(other, host, cut=cut)
+
+    def __enter__(self) -> EmulatedNetwork:
+        try:
+            self._make()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._remove()
+
+    def _make(self) -> None:
+        taps = [f"ps{os.getpid() % 10**6}-{host}" for host in self._hosts]
+        self._switch = subprocess.Popen(
+            [sys.executable, str(SWITCH), *taps],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._answered()
+        for host, tap in zip(self._hosts, taps, strict=True):
+            name = self._namespace(host)
+            _ip("netns", "add", name)
+            self._made.append(host)
+            _ip("link", "set", tap, "netns", name)
+            inside = ["-n", name, "link", "set"]
+            _ip(*inside, tap, "name", "eth0")
+            _ip(*inside, "eth0", "address", f"02:00:00:00:00:{host:02x}", "mtu", "9000")
+            _ip("-n", name, "addr", "add", f"{self.address(host)}/24", "dev", "eth0")
+            _ip(*inside, "eth0", "up")
+            _ip(*inside, "lo", "up")
+
+    def _remove(self) -> None:
+        for host in self._made:
+            _ip("netns", "del", self._namespace(host))
+        self._made.clear()
+        if self._switch is not None:
+            assert self._switch.stdin is not None
+            assert self._switch.stdout is not None
+            self._switch.stdin.close()
+            self._switch.stdout.close()
+            self._switch.wait(10)
+            self._switch = None
+
+    def _answered(self) -> None:
+        assert self._switch is not None
+        assert self._switch.stdout is not None
+        if not self._switch.stdout.readline():
+            raise RuntimeError(f"the switch ended with code {self._switch.wait(10)}")
+
+    def _namespace(self, host: int) -> str:
+        return f"ps{os.getpid()}-{host}"
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
