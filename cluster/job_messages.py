@@ -23,6 +23,9 @@ class LaunchJob(msgspec.Struct, frozen=True, tag=True):
     """JobSettings as JSON; `state_dir` is filled in."""
     parallelism: dict[str, int]
     """By operator name, over what the program says (`penstock scale`)."""
+    submission: str = ""
+    """Names this submission among all that there ever were, the same in each of its launches: of
+    `settings.fresh` the job process makes sure that it happens once per submission."""
 
 
 class GrantedNode(msgspec.Struct, frozen=True):
