@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import cloudpickle
 import msgspec
@@ -10,11 +10,13 @@ import msgspec
 from penstock.dataflow.plan import Plan
 from penstock.dataflow.settings import JobSettings
 from penstock.elements.errors import PlanError
+from penstock.elements.wire import wire_schema
 
 from .deployment import channels_of, user_surroundings
 from .enumerators import Dealt, Enumerators
 from .manifest import Manifest, finished_vertices, restored_runs
 from .messages import ChannelSpec, Deploy, SubtaskDeployment, SubtaskKey
+from .slab_sender import schema_fingerprint
 
 
 def upstream_of(plan: Plan, channels: list[ChannelSpec]) -> dict[SubtaskKey, frozenset[SubtaskKey]]:
@@ -27,6 +29,12 @@ def upstream_of(plan: Plan, channels: list[ChannelSpec]) -> dict[SubtaskKey, fro
     for channel in channels:
         upstream[channel.target].add(channel.source)
     return {key: frozenset(sources) for key, sources in upstream.items()}
+
+
+def channel_fingerprints(plan: Plan, channels: Sequence[ChannelSpec]) -> list[int]:
+    """Of each channel, that of the schema it carries: what two nodes compare before rows flow."""
+    by_edge = {edge.id: schema_fingerprint(wire_schema(edge.schema)) for edge in plan.edges}
+    return [by_edge[channel.edge] for channel in channels]
 
 
 class Deployer:

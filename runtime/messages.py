@@ -82,8 +82,9 @@ class SubtaskDeployment(msgspec.Struct, frozen=True):
 
 
 class RemoteChannel(msgspec.Struct, frozen=True):
-    """One of `Deploy.channels` whose other end is on `node`. `number` is its place among all
-    channels of the attempt, `fingerprint` that of its wire schema (net/setup.py)."""
+    """One of `Deploy.channels`, by its place there, whose other end is on `node`. `number` is its
+    place among those that go the same way between the two nodes, `fingerprint` that of its wire
+    schema (net/setup.py)."""
 
     channel: int
     node: str
@@ -116,8 +117,8 @@ class Deploy(msgspec.Struct, frozen=True, tag=True):
     cwd: str = ""
     """The user's working directory: relative paths in user code mean the same in a subtask."""
     net: NetDeployment | None = None
-    """None: all of the attempt is here. Else `subtasks` are those of this node, `channels` those
-    with an end here."""
+    """None: no channel leaves this node. `subtasks` are those of this node, `channels` those with
+    an end here."""
 
 
 class UseNetwork(msgspec.Struct, frozen=True, tag=True):
