@@ -17,11 +17,12 @@ class Summary:
     """What a run did. `rows_in` counts source rows, `rows_out` rows written to sinks.
 
     Counters are of the last attempt plus what earlier attempts had reported; after a restart
-    replayed rows count again, so they are a measure of work, not of results.
+    replayed rows count again, so they are a measure of work, not of results. "submitted": it runs
+    on a cluster, and nobody here waits for it.
     """
 
     job: str
-    outcome: Literal["finished", "stopped", "already finished"]
+    outcome: Literal["finished", "stopped", "already finished", "submitted"]
     rows_in: int = 0
     rows_out: int = 0
     late: int = 0
@@ -33,6 +34,8 @@ class Summary:
     seconds: float = 0.0
 
     def __str__(self) -> str:
+        if self.outcome == "submitted":
+            return f"{self.job}: submitted"
         text = (
             f"{self.job}: {self.outcome} at epoch {self.epoch} after {self.seconds:.1f} s; "
             f"{self.rows_in:,} rows in, {self.rows_out:,} out, {self.late:,} late, "

@@ -11,6 +11,7 @@
     - ProtocolError      a peer broke the protocol; a bug or a foreign process
     - ChannelAborted     the other end died or the attempt was cancelled
     - Fenced             a newer generation owns the job
+    - Unreachable        a process elsewhere cannot be reached; trying again later may help
 """
 
 from __future__ import annotations
@@ -166,3 +167,7 @@ class ChannelAborted(EngineError):
 
 class Fenced(EngineError):
     """A newer generation owns the job; this one must stop without further effect."""
+
+
+class Unreachable(EngineError):
+    """A process elsewhere cannot be reached, or does not answer; it may be back later."""
