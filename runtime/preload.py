@@ -2,8 +2,7 @@
 
 Import, never execute: Polars and DataFusion hang in children forked after their first use
 (data-plane 2.7). The one exception is compiled kernels, which are loaded so that subtasks share
-them (hazard 33); they stand in modules that compile when imported. What the import left behind is
-checked by `report`, in the first child.
+them (hazard 33). What the import left behind is checked by `report`, in the first child.
 """
 
 from __future__ import annotations
@@ -43,6 +42,14 @@ def _load(name: str) -> None:
         failures[name] = f"{type(error).__name__}: {error}"
 
 
+def _load_kernels() -> None:
+    """The machine code of all kernels, so that subtasks share it instead of loading it each."""
+    try:
+        importlib.import_module("penstock.operators.kernels.compile").load()
+    except Exception as error:
+        failures["kernels"] = f"{type(error).__name__}: {error}"
+
+
 def unknown_threads() -> list[str]:
     """Names of this process's threads, other than the calling one and KNOWN_THREADS."""
     names = []
@@ -68,6 +75,7 @@ def preload() -> None:
         package = importlib.import_module(f"penstock.{layer}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             _load(module.name)
+    _load_kernels()
     _load("penstock.runtime.subtask_process")
     _load("penstock.runtime.subtask")
     # Collections in children then never touch, and so never copy, what is shared.
