@@ -23,7 +23,8 @@ from .graph import Node, Port, make_node, topological
 from .launcher import JobHandle, current_launcher
 from .location import user_location
 from .overrides import resolve_settings
-from .planner import Planned, make_plan
+from .planner import Planned
+from .program import Program
 from .schema_check import plan_error
 from .settings import JobSettings
 from .stream import Stream
@@ -128,7 +129,7 @@ def _wait_for_rows(handle: JobHandle, sink: Collected, rows: int) -> None:
 
 def _plan(stream: Stream[Any], node: Node, settings: JobSettings) -> Planned:
     pipeline = stream._pipeline
-    return make_plan(pipeline.name, [node], pipeline.functions, settings.parallelism)
+    return Program(pipeline.name, (node,), pipeline.functions).plan(settings.parallelism)
 
 
 def _settings(**fixed: Any) -> JobSettings:

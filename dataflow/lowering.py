@@ -75,6 +75,8 @@ class Lowering:
     functions: object
     parallelism: int
     dead_sink: DeadSink
+    widths: dict[int, int] = field(default_factory=dict)
+    """Parallelism by id(node) of a stage's first, whatever the program says of it."""
     operations: list[Operation] = field(default_factory=list)
     _made: dict[int, int] = field(default_factory=dict)
     """id(node) -> index of the operation that gives its outputs."""
@@ -125,6 +127,10 @@ class Lowering:
             self._made[id(node)] = index
         if isinstance(options.on_error, DeadLetter) and DEAD in outputs:
             self._dead_letters(index, options.on_error.path)
+
+    def operation_of(self, stage: Stage) -> int:
+        """The index of what a lowered stage has become."""
+        return self._made[id(stage.first)]
 
     # One stage --------------------------------------------------------------------------------
 
@@ -181,7 +187,7 @@ class Lowering:
 
     def _parallelism(self, stage: Stage) -> int:
         node = stage.first
-        asked = max((n.options.parallelism or 0 for n in stage.nodes), default=0)
+        asked = self.widths.get(id(node)) or max(n.options.parallelism or 0 for n in stage.nodes)
         limit = node.logic.parallelism_max or KEY_GROUPS
         if max(asked, self.parallelism) > KEY_GROUPS or asked > limit:
             raise plan_error(

@@ -19,7 +19,8 @@ from .identity import check_name
 from .launcher import JobHandle, Summary, current_launcher
 from .location import user_location
 from .overrides import current_command_line, resolve_settings
-from .planner import Planned, make_plan
+from .planner import Planned
+from .program import Program
 from .schema_check import at_line, check_schema, check_sendable, plan_error
 from .settings import JobSettings
 from .stream import Stream
@@ -164,7 +165,8 @@ class Pipeline:
     # Inside -----------------------------------------------------------------------------------
 
     def _planned(self, settings: JobSettings) -> Planned:
-        return make_plan(self.name, self._ends, self.functions, settings.parallelism)
+        program = Program(self.name, tuple(self._ends), self.functions)
+        return program.plan(settings.parallelism)
 
     def _start(self, planned: Planned, settings: JobSettings) -> JobHandle:
         for line in planned.plan.warnings:

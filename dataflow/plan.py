@@ -7,11 +7,14 @@ the only one that takes input from edges. Links inside a vertex are calls; edges
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
 from penstock.operators.processor import MAIN, Processor
+
+if TYPE_CHECKING:
+    from .program import Program
 
 Partition = Literal["forward", "hash", "rebalance", "broadcast"]
 
@@ -83,6 +86,8 @@ class Plan:
     """Lines for the start-up message: at-least-once sinks, feeds without replay."""
     sources: tuple[str, ...] = field(default=())
     """Operator ids of the sources; their processors know their connector."""
+    program: Program | None = field(default=None, compare=False, repr=False)
+    """What it was made from, for launchers that plan elsewhere; subtasks are not sent it."""
 
     def vertex(self, vertex_id: str) -> Vertex:
         """The vertex with this id."""

@@ -8,7 +8,7 @@ schema and splits.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cloudpickle
@@ -24,9 +24,13 @@ from .identity import Claim, operator_ids
 from .lowering import Lowering, Operation
 from .plan import Plan
 from .pruning import column_needs, pushed_predicate
+from .widths import widths_of
 
 DEAD_LETTER_ROLL = "1 second"
 """Dead letters are few and wanted soon: a file at most this old at the next checkpoint."""
+
+PLACED_BY_PLANNING = ("keep", "fold")
+"""Kinds of operations that stand where rows cross: ids must not depend on whether they do."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,17 @@ class Planned:
     operations: tuple[Operation, ...]
 
 
-def make_plan(name: str, ends: Sequence[Node], functions: object, parallelism: int) -> Planned:
-    """The plan of everything the ends depend on; raises PlanError."""
+def make_plan(
+    name: str,
+    ends: Sequence[Node],
+    functions: object,
+    parallelism: int,
+    overrides: Mapping[str, int] | None = None,
+) -> Planned:
+    """The plan of everything the ends depend on; raises PlanError.
+
+    `overrides` are widths by operator id or name that stand above what the program says.
+    """
     if not ends:
         raise PlanError(
             f"pipeline {name!r} has no sink, so there is nothing to run\n"
@@ -48,11 +61,21 @@ def make_plan(name: str, ends: Sequence[Node], functions: object, parallelism: i
     sources = [node for node in nodes if isinstance(node.logic, SourceLogic)]
     pushed = {id(node): pushed_predicate(node, nodes) for node in sources}
     predicates = {key: sql for key, sql in pushed.items() if sql is not None}
-    lowering = Lowering(column_needs(nodes), predicates, functions, parallelism, dead_letter_sink)
-    for stage in fuse(nodes):
-        lowering.add(stage)
+    stages, needs = fuse(nodes), column_needs(nodes)
+
+    def lowered(widths: dict[int, int]) -> tuple[Lowering, list[str]]:
+        lowering = Lowering(needs, predicates, functions, parallelism, dead_letter_sink, widths)
+        for stage in stages:
+            lowering.add(stage)
+        return lowering, operator_ids(
+            [_claim(operation, lowering.operations) for operation in lowering.operations]
+        )
+
+    lowering, ids = lowered({})
+    if overrides:
+        # Ids do not depend on widths, so those of the plan without overrides are the right ones.
+        lowering, ids = lowered(widths_of(stages, lowering, ids, overrides))
     operations = tuple(lowering.operations)
-    ids = operator_ids([_claim(operation) for operation in operations])
     _refuse_unsendable(operations)
     vertices, edges = chain(operations, ids)
     plan = Plan(
@@ -65,8 +88,10 @@ def make_plan(name: str, ends: Sequence[Node], functions: object, parallelism: i
     return Planned(plan, operations)
 
 
-def _claim(operation: Operation) -> Claim:
-    upstream = tuple(index for one in operation.inputs for index, _ in one.feeds)
+def _claim(operation: Operation, operations: Sequence[Operation]) -> Claim:
+    upstream = tuple(
+        _written(index, operations) for one in operation.inputs for index, _ in one.feeds
+    )
     return Claim(
         operation.kind,
         operation.name,
@@ -76,6 +101,13 @@ def _claim(operation: Operation) -> Claim:
         operation.given_name,
         operation.location,
     )
+
+
+def _written(index: int, operations: Sequence[Operation]) -> int:
+    """The operation itself, or the one above what planning put between at some widths only."""
+    while operations[index].kind in PLACED_BY_PLANNING:
+        index = operations[index].inputs[0].feeds[0][0]
+    return index
 
 
 def _refuse_unsendable(operations: Sequence[Operation]) -> None:

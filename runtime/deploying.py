@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import cloudpickle
 import msgspec
@@ -51,7 +52,7 @@ class Deployer:
         self._python_path, self._cwd = user_surroundings()
         self.channels = channels_of(plan, settings)
         try:
-            self._blob: bytes = cloudpickle.dumps(plan)
+            self._blob: bytes = cloudpickle.dumps(replace(plan, program=None))
         except Exception as error:
             raise PlanError(
                 f"the program cannot be sent to its processes: {error}\n"
