@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Wall and monotonic time, both in nanoseconds."""
+    """Wall, monotonic and boot time, all in nanoseconds."""
 
     def wall_ns(self) -> int:
         """Nanoseconds since the epoch; may jump."""
@@ -15,6 +15,10 @@ class Clock(Protocol):
 
     def monotonic_ns(self) -> int:
         """Never goes back; for timers and rates."""
+        ...
+
+    def boottime_ns(self) -> int:
+        """Never goes back and counts the time that the machine sleeps; for leases."""
         ...
 
 
@@ -26,6 +30,9 @@ class SystemClock:
 
     def monotonic_ns(self) -> int:
         return time.monotonic_ns()
+
+    def boottime_ns(self) -> int:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def sleep(self, seconds: float) -> None:
         """Block the calling thread; only for threads that own no mailbox."""
@@ -42,6 +49,9 @@ class ManualClock:
         return self._now_ns
 
     def monotonic_ns(self) -> int:
+        return self._now_ns
+
+    def boottime_ns(self) -> int:
         return self._now_ns
 
     def advance_ns(self, step_ns: int) -> None:

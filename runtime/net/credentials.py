@@ -23,6 +23,8 @@ from .streams import Stream
 
 SECRET_BYTES_MIN = 16
 MAGIC = b"PSNET"
+"""What begins the preamble between net processes; connections for other purposes have their own,
+of the same length."""
 NONCE_BYTES = 32
 PREAMBLE_BYTES = len(MAGIC) + 3 + NONCE_BYTES
 """Magic, version (u16, little endian), mode, nonce."""
@@ -87,15 +89,22 @@ class Credentials:
         return context
 
 
-def authenticate(stream: Stream, credentials: Credentials, server: bool) -> None:
-    """Prove ourselves and have the peer proved; raises ProtocolError otherwise."""
-    mine = _preamble(credentials.mode)
+def authenticate(
+    stream: Stream, credentials: Credentials, server: bool, magic: bytes = MAGIC
+) -> bytes:
+    """Prove ourselves and have the peer proved; raises ProtocolError otherwise.
+
+    Returns both preambles, the connecting side's first: with the secret, keys of this one
+    connection can be drawn from them. Since proofs cover them, `magic` binds a proof to its
+    purpose.
+    """
+    mine = _preamble(credentials.mode, magic)
     stream.send([mine])
     theirs = _receive(stream, PREAMBLE_BYTES)
-    _check_preamble(theirs, credentials.mode)
-    if credentials.mode != SECRET:
-        return
+    _check_preamble(theirs, credentials.mode, magic)
     client, listener = (theirs, mine) if server else (mine, theirs)
+    if credentials.mode != SECRET:
+        return client + listener
     if not server:
         stream.send([_proof(credentials.secret, b"connects", client, listener)])
     proof = _receive(stream, PROOF_BYTES)
@@ -104,16 +113,18 @@ def authenticate(stream: Stream, credentials: Credentials, server: bool) -> None
         raise ProtocolError("the peer does not know the shared secret of this cluster")
     if server:
         stream.send([_proof(credentials.secret, b"listens", client, listener)])
+    return client + listener
 
 
-def _preamble(mode: int) -> bytes:
+def _preamble(mode: int, magic: bytes) -> bytes:
+    assert len(magic) == len(MAGIC)
     version = PROTOCOL_VERSION.to_bytes(2, "little")
-    return MAGIC + version + bytes([mode]) + os.urandom(NONCE_BYTES)
+    return magic + version + bytes([mode]) + os.urandom(NONCE_BYTES)
 
 
-def _check_preamble(theirs: bytes, mode: int) -> None:
-    if theirs[: len(MAGIC)] != MAGIC:
-        raise ProtocolError("the peer is no Penstock net process")
+def _check_preamble(theirs: bytes, mode: int, magic: bytes) -> None:
+    if theirs[: len(magic)] != magic:
+        raise ProtocolError("the peer is no Penstock process of the kind that was expected here")
     version = int.from_bytes(theirs[len(MAGIC) : len(MAGIC) + 2], "little")
     if version != PROTOCOL_VERSION:
         raise ProtocolError(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from penstock.elements.errors import EngineError, ProtocolError
 
-from .credentials import Credentials, authenticate
+from .credentials import MAGIC, Credentials, authenticate
 from .frames import HEAD_BYTES, REFUSAL_BYTES_MAX, Control, read_head, write_head
 from .hello import Hello, check_hello, decode_hello, encode_hello
 from .streams import ConnectionLost, PlainStream, Stream, TlsStream, tune
@@ -25,9 +25,9 @@ HANDSHAKE_S = 5.0
 
 def connect(sock: socket.socket, credentials: Credentials, mine: Hello) -> tuple[Stream, Hello]:
     """The connecting side; owns `sock` from now on, and closes it if it raises."""
-    with _within_time(sock) as expired, _closing(sock):
+    with within_time(sock) as expired, closing_on_error(sock):
         try:
-            stream = _open(sock, credentials, server=False)
+            stream, _ = open_stream(sock, credentials, server=False)
             _send(stream, Control.HELLO, encode_hello(mine))
             theirs = decode_hello(_receive_hello(stream))
             _agree(stream, mine, theirs)
@@ -40,9 +40,9 @@ def accept(
     sock: socket.socket, credentials: Credentials, expect: Callable[[Hello], Hello]
 ) -> tuple[Stream, Hello]:
     """The listening side. `expect` gives our HELLO for the node that theirs names, or raises."""
-    with _within_time(sock) as expired, _closing(sock):
+    with within_time(sock) as expired, closing_on_error(sock):
         try:
-            stream = _open(sock, credentials, server=True)
+            stream, _ = open_stream(sock, credentials, server=True)
             theirs = decode_hello(_receive_hello(stream))
             try:
                 mine = expect(theirs)
@@ -56,15 +56,17 @@ def accept(
         return stream, theirs
 
 
-def _open(sock: socket.socket, credentials: Credentials, server: bool) -> Stream:
+def open_stream(
+    sock: socket.socket, credentials: Credentials, server: bool, magic: bytes = MAGIC
+) -> tuple[Stream, bytes]:
+    """TLS if there is any, then the proof; with the stream goes what `authenticate` returns."""
     tune(sock)
     stream: Stream
     if credentials.tls is not None:
         stream = TlsStream(sock, credentials.tls_context(server), server)
     else:
         stream = PlainStream(sock)
-    authenticate(stream, credentials, server)
-    return stream
+    return stream, authenticate(stream, credentials, server, magic)
 
 
 def _agree(stream: Stream, mine: Hello, theirs: Hello) -> None:
@@ -102,7 +104,7 @@ def _receive_hello(stream: Stream) -> bytes:
 
 
 @contextmanager
-def _within_time(
+def within_time(
     sock: socket.socket,
 ) -> Iterator[Callable[[ConnectionLost], EngineError]]:
     """Cut the socket when time is up; what is given says whether that was why."""
@@ -131,7 +133,8 @@ def _within_time(
 
 
 @contextmanager
-def _closing(sock: socket.socket) -> Iterator[None]:
+def closing_on_error(sock: socket.socket) -> Iterator[None]:
+    """A handshake that fails leaves no socket behind."""
     try:
         yield
     except BaseException:
