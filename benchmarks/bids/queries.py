@@ -24,7 +24,6 @@ class Query:
     stateful: bool = True
     compared: str = "count(*)"
     """Aggregates over both results that must be equal."""
-    updating: bool = False
     datafusion: str | None = None
     notes: str = ""
     polars: Any = field(default=None)
@@ -160,7 +159,6 @@ QUERIES: dict[str, Query] = {
         _running,
         "SELECT auction, count(*) AS n FROM bids GROUP BY auction",
         compared="count(*), sum(n)",
-        updating=True,
     ),
     "join": Query(
         _join,
@@ -174,7 +172,6 @@ QUERIES: dict[str, Query] = {
         "SELECT auction, bidder, price FROM bids QUALIFY row_number() OVER "
         "(PARTITION BY auction ORDER BY price DESC) <= 3",
         compared="count(*), sum(price)",
-        updating=True,
         datafusion="SELECT auction, bidder, price FROM (SELECT auction, bidder, price, "
         "row_number() OVER (PARTITION BY auction ORDER BY price DESC) AS r FROM bids) "
         "WHERE r <= 3",
