@@ -30,8 +30,7 @@ from pyarrow import ipc
 from penstock.elements.errors import ChannelAborted
 from penstock.elements.signals import Kind
 from penstock.runtime.doorbell import Doorbell, doorbell_name
-from penstock.runtime.framing import frame, receive_frame
-from penstock.runtime.net.process import put_setup
+from penstock.runtime.framing import Outbox, frame, receive_frame
 from penstock.runtime.net.setup import (
     Addresses,
     ChannelEnd,
@@ -41,6 +40,7 @@ from penstock.runtime.net.setup import (
     PeerSetup,
     decode_event,
     encode,
+    put_setup,
 )
 from penstock.runtime.segment import Segment
 from penstock.runtime.slab import RegionSize
@@ -140,7 +140,9 @@ class Nodes:
                 )
             )
             theirs.close()
-            put_setup(mine, setup, [self.segments[node].fd])
+            outbox = Outbox(mine)
+            put_setup(outbox, setup, [self.segments[node].fd])
+            outbox.flush()
             listening = decode_event(receive_frame(mine) or b"")
             assert isinstance(listening, Listening), listening
             addresses[node] = ("127.0.0.1", listening.port)

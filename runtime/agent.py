@@ -33,8 +33,10 @@ from .messages import (
     AttemptGone,
     CancelAttempt,
     Deploy,
+    NetAddresses,
     Shutdown,
     ToSubtask,
+    UseNetwork,
     decode_to_agent,
     encode,
 )
@@ -43,6 +45,7 @@ from .sweep import make_scratch_root, remove_own, socket_directory, sweep_direct
 
 if TYPE_CHECKING:
     from .agent_attempt import Attempt
+    from .agent_net import Network
 
 log = logging.getLogger("penstock.agent")
 
@@ -74,6 +77,7 @@ class Agent:
         self._next_stall_ns = 0
         self._warm_by_ns = 0
         self._refusal: str | None = None
+        self._network: Network | None = None
 
     def run(self) -> None:
         """Serve; ends the process."""
@@ -148,6 +152,12 @@ class Agent:
                 self._attempt.relay(message.key, message.command)
         elif isinstance(message, CancelAttempt):
             self._cancel(message)
+        elif isinstance(message, UseNetwork):
+            self._use_network(message)
+        elif isinstance(message, NetAddresses):
+            if self._is_current(message.generation, message.attempt):
+                assert self._attempt is not None
+                self._attempt.connect(message)
         else:
             assert isinstance(message, Shutdown)
             self._end()
@@ -158,6 +168,14 @@ class Agent:
             generation,
             attempt,
         )
+
+    def _use_network(self, use: UseNetwork) -> None:
+        from .agent_net import Network
+
+        if self._network is None:
+            self._network = Network(self._selector, self._liveness, use)
+        self._network.use = use
+        self._network.have_spare()
 
     def _deploy(self, deploy: Deploy) -> None:
         # Imported late: it brings Arrow along, and the fork server is to start before that.
@@ -179,6 +197,7 @@ class Agent:
                         scratch_root=self._scratch_root,
                         liveness=self._liveness,
                         entry=self._entry,
+                        network=self._network,
                     ),
                 )
                 self._attempt.start()
@@ -295,6 +314,8 @@ class Agent:
         """Kill everything below, tidy up, leave. Children of the server die of its death."""
         if self._attempt is not None:
             self._attempt.cancel()
+        if self._network is not None:
+            self._network.close()
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._server.pidfd, signal.SIGKILL)
         if self._attempt is not None:

@@ -1,8 +1,8 @@
 """One attempt inside the agent: its processes from start to death, and what they say meanwhile.
 
 Promises: events of a subtask are relayed before its exit; a death aborts its channels at once;
-`gone` only after every process's own pidfd has fired (hazard 17). No process is ever killed
-by number once it has said hello.
+`gone` only after every process's own pidfd has fired, the net process's too (hazard 17). No
+process is ever killed by number once it has said hello.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from functools import partial
 import msgspec
 
 from penstock.elements.clock import Clock
+from penstock.elements.errors import EngineError
 
 from .agent_memory import AttemptMemory
+from .agent_net import AttemptNet, Network
 from .failpoint import failpoint
 from .fork_server import START_TIMEOUT_NS, Child, Start, Starter, StartResult
 from .framing import frame
@@ -28,6 +30,7 @@ from .messages import (
     AgentFailure,
     Deploy,
     FromSubtask,
+    NetAddresses,
     NotResponding,
     SubtaskDeployment,
     SubtaskExited,
@@ -59,6 +62,8 @@ class Surroundings:
     scratch_root: str
     liveness: int
     entry: str
+    network: Network | None = None
+    """None: the controller has not said how to reach other nodes."""
 
 
 class SubtaskProcess:
@@ -113,11 +118,32 @@ class Attempt:
         """The fork server does not answer: nothing can be started, nor be known to be dead."""
         self._failed = False
         self._job = deploy.job
+        self._net: AttemptNet | None = None
+        if deploy.net is not None:
+            try:
+                self._net = self._start_net()
+            except BaseException:
+                self._memory.close()
+                raise
+
+    def _start_net(self) -> AttemptNet:
+        around = self._around
+        if around.network is None:
+            raise EngineError(
+                "the attempt has channels to other nodes, but nobody said how to reach them"
+            )
+        setup, descriptors = self._memory.net_setup(around.network.use)
+        name = (self.generation, self.attempt)
+        return AttemptNet(
+            around.network, name, setup, descriptors, around.clock, around.send,
+            self._forget_names, self.fail,
+        )  # fmt: skip
 
     @property
     def gone(self) -> bool:
         """Nothing of it runs, and nothing will be started."""
-        return all(process.over for process in self._processes.values())
+        subtasks = all(process.over for process in self._processes.values())
+        return subtasks and (self._net is None or self._net.over)
 
     def start(self) -> None:
         """Ask for every process, and queue what each is to be told."""
@@ -173,17 +199,24 @@ class Attempt:
         if process.peer.outbox.pending_bytes > OUTBOX_BYTES_MAX:
             self.fail(f"{key} reads no commands; {OUTBOX_BYTES_MAX:,} bytes wait for it")
 
+    def connect(self, addresses: NetAddresses) -> None:
+        """Every node of the attempt listens."""
+        if self._net is not None and not self.cancelled:
+            self._net.connect(addresses)
+
     def cancel(self) -> None:
         """Kill every process; `gone` becomes true when the last has died."""
         self.cancelled = True
+        if self._net is not None:
+            self._net.kill()
         for process in self._processes.values():
             process.kill()
 
-    def fail(self, text: str) -> None:
+    def fail(self, text: str, consequence: bool = False) -> None:
         """Say once that this attempt cannot be carried out, and end it."""
         if not self._failed and not self.cancelled:
             self._failed = True
-            self._around.send(AgentFailure(self.generation, self.attempt, text))
+            self._around.send(AgentFailure(self.generation, self.attempt, text, consequence))
         self.cancel()
 
     def pause(self, paused: bool) -> None:
@@ -198,11 +231,15 @@ class Attempt:
 
     def next_deadline_ns(self) -> int | None:
         """When `on_time` has something to do, if nothing else happens."""
-        due = (self._due_ns(process) for process in self._processes.values())
+        due = [self._due_ns(process) for process in self._processes.values()]
+        if self._net is not None:
+            due.append(self._net.due_ns)
         return min((each for each in due if each is not None), default=None)
 
     def on_time(self, now_ns: int) -> None:
         """Give up on what is overdue."""
+        if self._net is not None:
+            self._net.on_time(now_ns)
         for process in self._processes.values():
             due_ns = self._due_ns(process)
             if due_ns is None or now_ns < due_ns:
@@ -269,12 +306,17 @@ class Attempt:
                 process.kill()
         elif body == ATTACHED:
             process.attached = True
-            if all(each.attached for each in self._processes.values()):
-                self._memory.unlink_names()
+            self._forget_names()
         else:
             failpoint("before-relay", str(process.key))
             self._around.send(FromSubtask(self.generation, self.attempt, process.key, body))
             failpoint("after-relay", str(process.key))
+
+    def _forget_names(self) -> None:
+        """Unlink the bells' names once whoever needs them has opened them."""
+        attached = all(each.attached for each in self._processes.values())
+        if attached and (self._net is None or self._net.listening):
+            self._memory.unlink_names()
 
     def _on_death(self, process: SubtaskProcess) -> None:
         """Its pidfd has fired: the process and all its threads are dead."""

@@ -238,7 +238,8 @@ class Controller:
         if isinstance(event, AgentLost):
             return self._on_lost(event, now_ns)
         if isinstance(event, AgentFailure):
-            return job.on_deploy_failed(event.generation, event.attempt, event.text)
+            exact = not event.consequence
+            return job.on_deploy_failed(event.generation, event.attempt, event.text, exact)
         if isinstance(event, NotResponding):
             if (event.generation, event.attempt) == (job.generation, job.attempt):
                 self._board.not_responding(event.key, event.state, event.seconds)

@@ -156,11 +156,13 @@ class Job:
             return []
         return self._fail_attempt(f"{key} {how}", exact=False)
 
-    def on_deploy_failed(self, generation: int, attempt: int, text: str) -> list[Action]:
-        """The agent could not start the attempt."""
+    def on_deploy_failed(
+        self, generation: int, attempt: int, text: str, exact: bool = True
+    ) -> list[Action]:
+        """The agent could not start the attempt, or go on with it."""
         if not self._current(generation, attempt):
             return []
-        return self._fail_attempt(text, exact=True)
+        return self._fail_attempt(text, exact)
 
     def on_event(
         self, generation: int, attempt: int, key: SubtaskKey, event: Event, now_ns: int

@@ -221,11 +221,13 @@ class FromSubtask(msgspec.Struct, frozen=True, tag=True):
 
 
 class AgentFailure(msgspec.Struct, frozen=True, tag=True):
-    """The agent could not carry out a deployment."""
+    """The agent could not carry out a deployment, or go on with it."""
 
     generation: int
     attempt: int
     text: str
+    consequence: bool = False
+    """It may follow from what a subtask tells better."""
 
 
 # Commands to a subtask ----------------------------------------------------------------------

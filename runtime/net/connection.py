@@ -218,7 +218,7 @@ class Connection:
         entries: list[bytes] = []
         armed = False
         for number, channel in self._inbound.items():
-            if channel.aborted:
+            if channel.cut_short:
                 raise ChannelAborted(f"channel {number} was aborted on this node")
             report = channel.account(everything)
             if report is not None:

@@ -204,6 +204,11 @@ class Inbound:
         """Whether the supervisor has ended the channel."""
         return self._words[self._abort_at] != 0
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether it has done so before END came: a subtask may leave once it has read that."""
+        return self.aborted and not self._end_seen
+
     def abort(self) -> None:
         """Tell the subtask that nothing more comes."""
         self._segment.abort(self._region)

@@ -94,7 +94,7 @@ class Outbound:
     def next_frame(self) -> Departure | None:
         """The next message if it is there and may go; it counts as sent."""
         words = self._words
-        if words[self._abort_at]:
+        if words[self._abort_at] and not self._end_sent:
             raise ChannelAborted(f"channel {self.number} was aborted on this node")
         head = words[self._head_at]
         if head == self._tail:

@@ -15,11 +15,12 @@ import sys
 import threading
 
 import posix_ipc
+import setproctitle
 
 from penstock.elements.clock import SystemClock
-from penstock.elements.errors import PenstockError, ProtocolError
+from penstock.elements.errors import PenstockError
 from penstock.runtime.doorbell import Doorbell
-from penstock.runtime.framing import DESCRIPTORS_PER_SEND_MAX, frame, receive_frame
+from penstock.runtime.framing import frame, receive_frame
 from penstock.runtime.lifeline import die_with_parent, ignore_interrupts, raise_open_files_limit
 from penstock.runtime.segment import Segment
 
@@ -30,8 +31,8 @@ from .setup import (
     NetFailed,
     NetSetup,
     decode_addresses,
-    decode_setup,
     encode,
+    receive_setup,
 )
 
 TICK_S = 0.1
@@ -39,20 +40,13 @@ SWITCH_INTERVAL_S = 0.0005
 """Readers and writers of all connections share one interpreter; none computes for long."""
 
 
-def put_setup(control: socket.socket, setup: NetSetup, descriptors: list[int]) -> None:
-    """The agent's side: hand over a setup with its segments, on a blocking socket."""
-    assert setup.descriptors == len(descriptors)
-    control.sendall(frame(encode(setup)))
-    for start in range(0, len(descriptors), DESCRIPTORS_PER_SEND_MAX):
-        socket.send_fds(control, [b"\0"], descriptors[start : start + DESCRIPTORS_PER_SEND_MAX])
-
-
 def serve(control: socket.socket) -> None:
     """Serve one attempt until the agent hangs up."""
-    received = _receive_setup(control)
+    received = receive_setup(control)
     if received is None:
         return
     setup, descriptors = received
+    setproctitle.setproctitle(f"penstock: net {setup.job}")
     said = threading.Lock()
 
     def say(event: NetEvent) -> None:
@@ -96,25 +90,6 @@ def _received(control: socket.socket) -> bytes | None:
         return None
 
 
-def _receive_setup(control: socket.socket) -> tuple[NetSetup, list[int]] | None:
-    body = _received(control)
-    if body is None:
-        return None
-    setup = decode_setup(body)
-    descriptors: list[int] = []
-    while len(descriptors) < setup.descriptors:
-        marker, received, _, _ = socket.recv_fds(control, 1, DESCRIPTORS_PER_SEND_MAX)
-        if not marker:
-            return None
-        if not received:
-            raise ProtocolError(
-                f"of {setup.descriptors} segments only {len(descriptors)} arrived; the limit of "
-                "open files (ulimit -n) may be too low"
-            )
-        descriptors.extend(received)
-    return setup, descriptors
-
-
 def _open_bells(setup: NetSetup) -> dict[str, Doorbell]:
     names = {peer.bell for peer in setup.peers}
     for peer in setup.peers:
@@ -128,6 +103,7 @@ def main(control: int) -> None:
     ignore_interrupts()
     raise_open_files_limit()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    setproctitle.setproctitle("penstock: net, idle")
     try:
         serve(socket.socket(fileno=control))
     except BaseException:

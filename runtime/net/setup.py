@@ -7,7 +7,12 @@ net process answers with the events below. When the agent hangs up the net proce
 
 from __future__ import annotations
 
+import socket
+
 import msgspec
+
+from penstock.elements.errors import ProtocolError
+from penstock.runtime.framing import DESCRIPTORS_PER_SEND_MAX, Outbox, frame, receive_frame
 
 from .credentials import Credentials
 
@@ -131,3 +136,31 @@ def decode_event(body: bytes) -> NetEvent:
     """Raises msgspec.DecodeError for anything else."""
     event: NetEvent = _event_decoder.decode(body)
     return event
+
+
+def put_setup(outbox: Outbox, setup: NetSetup, descriptors: list[int]) -> None:
+    """The agent's side: queue a setup with its segments, open until it answers Listening."""
+    assert setup.descriptors == len(descriptors)
+    outbox.put(frame(encode(setup)))
+    for start in range(0, len(descriptors), DESCRIPTORS_PER_SEND_MAX):
+        outbox.put(b"\0", descriptors[start : start + DESCRIPTORS_PER_SEND_MAX])
+
+
+def receive_setup(control: socket.socket) -> tuple[NetSetup, list[int]] | None:
+    """Read what `put_setup` queued; None when the agent hangs up meanwhile."""
+    body = receive_frame(control)
+    if body is None:
+        return None
+    setup = decode_setup(body)
+    descriptors: list[int] = []
+    while len(descriptors) < setup.descriptors:
+        marker, received, _, _ = socket.recv_fds(control, 1, DESCRIPTORS_PER_SEND_MAX)
+        if not marker:
+            return None
+        if not received:
+            raise ProtocolError(
+                f"of {setup.descriptors} segments only {len(descriptors)} arrived; the limit of "
+                "open files (ulimit -n) may be too low"
+            )
+        descriptors.extend(received)
+    return setup, descriptors

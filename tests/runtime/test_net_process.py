@@ -17,12 +17,11 @@ from penstock.elements.clock import ManualClock
 from penstock.elements.errors import ChannelAborted, ProtocolError
 from penstock.elements.signals import Kind
 from penstock.runtime.doorbell import Doorbell, doorbell_name
-from penstock.runtime.framing import frame, receive_frame
+from penstock.runtime.framing import Outbox, frame, receive_frame
 from penstock.runtime.net import peers as peers_module
 from penstock.runtime.net.credentials import Credentials
 from penstock.runtime.net.handshake import connect
 from penstock.runtime.net.peers import Peers
-from penstock.runtime.net.process import put_setup
 from penstock.runtime.net.setup import (
     Addresses,
     ChannelEnd,
@@ -37,6 +36,7 @@ from penstock.runtime.net.setup import (
     Rejected,
     decode_event,
     encode,
+    put_setup,
 )
 from penstock.runtime.segment import Segment
 from penstock.runtime.slab import RegionSize
@@ -73,7 +73,9 @@ class Node:
             pass_fds=[theirs.fileno()],
         )
         theirs.close()
-        put_setup(self.control, msgspec.structs.replace(setup, **change), [self.segment.fd])
+        outbox = Outbox(self.control)
+        put_setup(outbox, msgspec.structs.replace(setup, **change), [self.segment.fd])
+        assert outbox.flush()
 
     def attach(self) -> None:
         """What the node's only subtask does."""
