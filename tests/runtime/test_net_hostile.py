@@ -245,7 +245,7 @@ Listening = tuple[socket.socket, Callable[[], EngineError | None]]
 def test_garbage_on_the_port_is_turned_away_unanswered(listening: Listening, data: bytes) -> None:
     caller, outcome = listening
     caller.sendall(data)
-    assert "no Penstock net process" in str(outcome())
+    assert "no Penstock process" in str(outcome())
     # Nothing but the listener's own preamble comes before the caller has proved itself.
     received = b""
     try:

@@ -230,7 +230,7 @@ def test_garbage_on_the_port_leaves_the_running_channels_alone(nodes: list[Node]
     pass_rows(near, far, 50)
     rejected = far.event()
     assert isinstance(rejected, Rejected), rejected
-    assert "no Penstock net process" in rejected.reason
+    assert "no Penstock process" in rejected.reason
 
 
 @pytest.mark.parametrize(
