@@ -18,6 +18,7 @@ from penstock.operators.windows.descriptors import (
     Window,
 )
 
+from .analytic_methods import KeyedAnalytics, WindowAnalytics
 from .ends import SourceLogic
 from .graph import Port, topological
 from .location import user_location
@@ -31,7 +32,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class KeyedStream(Generic[T]):
+class KeyedStream(KeyedAnalytics, Generic[T]):
     """Rows dealt out by key. Not a stream: what comes next says what to do per key."""
 
     def __init__(self, stream: Stream[T], keys: tuple[str, ...]) -> None:
@@ -75,7 +76,7 @@ class KeyedStream(Generic[T]):
         return windowed(self, window, allowed_lateness, user_location())
 
 
-class WindowedStream(Generic[T]):
+class WindowedStream(WindowAnalytics, Generic[T]):
     """Rows by key and window, waiting for aggregate()."""
 
     def __init__(self, keyed: KeyedStream[T], window: Window, lateness_ns: int) -> None:

@@ -22,6 +22,7 @@ from penstock.operators.joins import LATE_RIGHT
 from penstock.operators.processor import LATE
 from penstock.operators.sink import Sink
 
+from .analytic_methods import StreamAnalytics
 from .ends import SinkLogic, without_time
 from .graph import Logic, Node, Options, Port, Tap, make_node, user_columns
 from .location import user_location
@@ -63,7 +64,7 @@ class BroadcastStream(Generic[T]):
         self._stream = stream
 
 
-class Stream(Generic[T]):
+class Stream(StreamAnalytics, Generic[T]):
     """Rows that flow. `T` is the row class where one is known."""
 
     def __init__(self, pipeline: Pipeline, taps: Sequence[Tap]) -> None:
