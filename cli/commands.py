@@ -1,4 +1,4 @@
-"""penstock run, explain, version.
+"""penstock run, explain, version; and how any command line is run.
 
 Exit codes: 0 finished, stopped or already finished; 1 the job gave up; 2 the program or the
 command line cannot be used; 130 Ctrl-C before the job had started.
@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -20,17 +20,28 @@ from penstock import __version__
 from penstock.dataflow.launcher import JobHandle, Summary, use_launcher
 from penstock.dataflow.overrides import CommandLine, use_command_line
 from penstock.dataflow.settings import JobSettings
-from penstock.elements.errors import JobFailed, PenstockError, SettingsError
+from penstock.elements.errors import JobFailed, PenstockError
 from penstock.runtime.embedded import EmbeddedLauncher
 from penstock.runtime.warm_agent import WarmAgent
 
 from .dry import DryLauncher
 from .live import watch
 from .main import EXIT_INTERRUPTED
+from .options import (
+    EXIT_FAILED,
+    EXIT_UNUSABLE,
+    CheckpointInterval,
+    File,
+    Fresh,
+    Parallelism,
+    Set,
+    said,
+    say,
+)
 from .program import execute, the_pipeline
 
-EXIT_FAILED = 1
-EXIT_UNUSABLE = 2
+OWN = (["run"], ["explain"], ["version"])
+"""Commands of this file; all others are of cluster_commands.py and cluster_services.py."""
 
 app = typer.Typer(
     name="penstock",
@@ -39,14 +50,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-File = Annotated[str, typer.Argument(metavar="FILE.py", help="The program.")]
-Parallelism = Annotated[
-    int | None, typer.Option(min=1, help="Subtasks per operator where the program names none.")
-]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting; repeatable.")
-]
 
 
 @app.command()
@@ -57,21 +60,19 @@ def run(
     state_dir: Annotated[
         str | None, typer.Option(help="Where checkpoints lie; the same command resumes.")
     ] = None,
-    checkpoint_interval: Annotated[
-        str | None, typer.Option(metavar="DURATION", help='Such as "1s" or "500 ms".')
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew.")] = False,
+    checkpoint_interval: CheckpointInterval = None,
+    fresh: Fresh = False,
     settings: Set = None,
 ) -> None:
     """Run the pipeline of a file until it ends or Ctrl-C stops it with a checkpoint."""
-    said = _said(
+    overrides = said(
         settings,
         parallelism=parallelism,
         state_dir=state_dir,
         checkpoint_interval=checkpoint_interval,
         fresh=True if fresh else None,
     )
-    command_line = CommandLine(said, watch=_watch)
+    command_line = CommandLine(overrides, watch=_watch)
     use_command_line(command_line)
     if context.obj is not None:
         use_launcher(EmbeddedLauncher(context.obj))
@@ -81,7 +82,7 @@ def run(
     for summary in command_line.ran.values():
         # The launcher has said already that a job had finished before.
         if summary.outcome != "already finished":
-            _say(str(summary))
+            say(str(summary))
 
 
 def _watch(handle: JobHandle, settings: JobSettings) -> Summary:
@@ -90,15 +91,15 @@ def _watch(handle: JobHandle, settings: JobSettings) -> Summary:
     except KeyboardInterrupt:
         pass
     try:
-        _say("stopping with a checkpoint; Ctrl-C again stops at once")
+        say("stopping with a checkpoint; Ctrl-C again stops at once")
         summary = handle.stop("checkpoint")
     except KeyboardInterrupt:
         summary = handle.stop("now")
     if summary.outcome == "stopped":
         if settings.state_dir is None:
-            _say("without --state-dir nothing is kept: the next run begins anew")
+            say("without --state-dir nothing is kept: the next run begins anew")
         else:
-            _say(f"resume with:  {_resuming_command()}")
+            say(f"resume with:  {_resuming_command()}")
     return summary
 
 
@@ -110,7 +111,7 @@ def _resuming_command() -> str:
 @app.command()
 def explain(file: File, parallelism: Parallelism = None, settings: Set = None) -> None:
     """Show the logical and the physical plan, what is read, and the memory that channels take."""
-    use_command_line(CommandLine(_said(settings, parallelism=parallelism)))
+    use_command_line(CommandLine(said(settings, parallelism=parallelism)))
     use_launcher(DryLauncher())
     pipeline = the_pipeline(file, execute(file))
     sys.stdout.write(pipeline.explain() + "\n")
@@ -120,23 +121,6 @@ def explain(file: File, parallelism: Parallelism = None, settings: Set = None) -
 def version() -> None:
     """Print the version."""
     sys.stdout.write(f"penstock {__version__}\n")
-
-
-def _said(settings: Sequence[str] | None, **options: Any) -> dict[str, Any]:
-    """What --set says, and above it the options that were given."""
-    said: dict[str, Any] = {}
-    for text in settings or ():
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise SettingsError(f"--set {text}: write  --set name=value")
-        said[name.strip()] = value.strip()
-    said.update((name, value) for name, value in options.items() if value is not None)
-    return said
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
@@ -175,13 +159,18 @@ def run_command(words: Sequence[str], agent: WarmAgent | None) -> None:
     _log_to_stderr()
     # Who supervises us (systemd, Kubernetes, timeout) says it this way.
     signal.signal(signal.SIGTERM, _interrupt)
+    if words[:1] not in OWN:
+        # What a cluster needs is imported for the commands that have to do with one, and --help.
+        from .cluster_commands import register
+
+        register(app)
     try:
         app(args=list(words), standalone_mode=True, obj=agent)
     except JobFailed as error:
-        _say(f"JobFailed: {error}")
+        say(f"JobFailed: {error}")
         sys.exit(EXIT_FAILED)
     except PenstockError as error:
-        _say(f"{type(error).__name__}: {error}")
+        say(f"{type(error).__name__}: {error}")
         sys.exit(EXIT_UNUSABLE)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

@@ -22,7 +22,7 @@ from .explaining import explain_plan
 from .graph import Node, Port, make_node, topological
 from .launcher import JobHandle, current_launcher
 from .location import user_location
-from .overrides import resolve_settings
+from .overrides import current_command_line, resolve_settings
 from .planner import Planned
 from .program import Program
 from .schema_check import plan_error
@@ -146,6 +146,14 @@ def _settings(**fixed: Any) -> JobSettings:
 
 
 def _end(stream: Stream[Any], who: str, location: str) -> tuple[Node, Collected]:
+    command_line = current_command_line()
+    if command_line is not None and command_line.refuses_rows and who != "explain":
+        raise plan_error(
+            who,
+            command_line.refuses_rows,
+            location,
+            "Write them to a sink, or look at them with  penstock run  on this machine.",
+        )
     memory = importlib.import_module("penstock.connectors.memory")
     try:
         sink = memory.MemorySink(tempfile.mkdtemp(prefix="penstock-rows-"))

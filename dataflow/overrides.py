@@ -37,6 +37,8 @@ class CommandLine:
     ran: dict[str, Summary] = field(default_factory=dict)
     watch: Any = None
     """Called as watch(handle, settings) instead of handle.wait(); gives the Summary. None: wait."""
+    refuses_rows: str = ""
+    """Why head() and collect() cannot bring rows to this program; empty: they can."""
 
 
 _command_line: CommandLine | None = None
