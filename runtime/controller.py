@@ -153,9 +153,13 @@ class Controller:
         """What it does now; never blocks."""
         return self._board.status(self._clock.monotonic_ns())
 
+    def request_stop(self, mode: StopMode = "checkpoint") -> None:
+        """Have it end; returns at once."""
+        self._events.put(StopRequest(mode))
+
     def stop(self, mode: StopMode = "checkpoint") -> Summary:
         """End it and wait."""
-        self._events.put(StopRequest(mode))
+        self.request_stop(mode)
         return self.wait()
 
     def wait(self, timeout_s: float | None = None) -> Summary:
