@@ -1,0 +1,436 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from penstock.cluster.job_messages import (
+    AgentGone,
+    CloseAgent,
+    Ended,
+    NeedSlots,
+    NodeGone,
+    NodeLost,
+    OpenAgent,
+    Report,
+    StopJob,
+)
+from penstock.cluster.job_record import (
+    AskSlots,
+    CloseOnNode,
+    FreeSlots,
+    JobRecord,
+    KillProcess,
+    OpenOnNode,
+    SaveJob,
+    StartProcess,
+    TellJob,
+)
+from penstock.cluster.jobs import EXIT_S, LAUNCHES_IN_A_ROW, NS, Jobs
+from penstock.cluster.node_messages import NodeName
+from penstock.elements.errors import SettingsError
+
+A, B = NodeName("a", "1"), NodeName("b", "1")
+RUNNING = Report(b'{"state": "running"}')
+
+
+def record(job: str = "j", **changes: Any) -> JobRecord:
+    return replace(JobRecord(1, "s", job, "sha", 10, b"{}", "pack"), **changes)
+
+
+def kinds(commands: list[Any]) -> list[type]:
+    return [type(command) for command in commands]
+
+
+def running(agents: tuple[NodeName, ...] = (A, B)) -> Jobs:
+    """Job j in its first launch, with agents."""
+    jobs = Jobs({})
+    assert kinds(jobs.begin(record(), 0)) == [SaveJob, StartProcess]
+    for name in agents:
+        assert kinds(jobs.on_open_agent("j", 1, OpenAgent(name))) == [OpenOnNode]
+    assert kinds(jobs.on_report("j", 1, RUNNING, 0)) == [SaveJob]
+    return jobs
+
+
+def test_a_launch_is_counted_on_disk_before_it_begins() -> None:
+    saved, started = Jobs({"j": 6}).begin(record(), 0)
+    assert isinstance(saved, SaveJob)
+    assert saved.record.launch == 7
+    assert started == StartProcess(saved.record)
+
+
+def test_a_job_that_has_run_asks_again() -> None:
+    jobs = Jobs({})
+    jobs.begin(record(), 0)
+    assert jobs.on_need_slots("j", 1, NeedSlots(1, 4, False)) == [
+        AskSlots("j", 1, 4, False, "pack")
+    ]
+    jobs.on_report("j", 1, RUNNING, 0)
+    assert jobs.on_need_slots("j", 1, NeedSlots(2, 4, False)) == [AskSlots("j", 2, 4, True, "pack")]
+
+
+def test_a_job_that_finishes_is_over_at_once_and_its_agents_are_closed() -> None:
+    jobs = running()
+    commands = jobs.on_ended("j", 1, Ended("finished", b"sum"), 5)
+    assert kinds(commands) == [SaveJob, CloseOnNode, CloseOnNode, FreeSlots]
+    assert commands[0].record.outcome == "finished"
+    assert commands[0].record.summary == b"sum"
+    assert jobs.find("j") is None
+
+
+def test_a_new_submission_of_the_name_waits_for_what_the_old_one_left() -> None:
+    jobs = running()
+    jobs.on_ended("j", 1, Ended("finished", b""), 5)
+    assert jobs.begin(record(id=2), 6) == []
+    assert jobs.on_process_gone("j", 1, "", 7) == []
+    assert jobs.on_agent_gone("j", 1, A, "closed", 8) == []
+    commands = jobs.on_node_gone(B, [], 9)
+    assert kinds(commands) == [SaveJob, StartProcess]
+    assert commands[0].record.launch == 2
+
+
+def test_a_coordinator_that_dies_is_launched_again_when_its_agents_are_closed() -> None:
+    jobs = running()
+    commands = jobs.on_process_gone("j", 1, "killed by SIGKILL", 10)
+    assert kinds(commands) == [SaveJob, CloseOnNode, CloseOnNode, FreeSlots]
+    assert "SIGKILL" in commands[0].record.note
+    assert jobs.state("j", waits=False) == "restarting"
+    assert jobs.on_agent_gone("j", 1, A, "closed", 11) == []
+    assert jobs.on_agent_gone("j", 1, B, "closed", 12) == []
+    assert jobs.deadline_ns is not None
+    assert jobs.tick(jobs.deadline_ns - 1) == []
+    assert kinds(jobs.tick(jobs.deadline_ns)) == [SaveJob, StartProcess]
+
+
+def test_a_coordinator_that_always_dies_fails_the_job() -> None:
+    jobs = Jobs({})
+    jobs.begin(record(), 0)
+    now, launches = 0, 1
+    while jobs.find("j") is not None:
+        jobs.on_process_gone("j", launches, "exited with code 1", now)
+        now += LAUNCHES_IN_A_ROW.delay_ns_max
+        launches += len([c for c in jobs.tick(now) if isinstance(c, StartProcess)])
+    assert launches == LAUNCHES_IN_A_ROW.attempts + 1
+    assert jobs.deadline_ns is None
+
+
+def test_what_older_launches_say_is_dropped() -> None:
+    jobs = running(agents=())
+    jobs.on_process_gone("j", 1, "x", 0)
+    jobs.tick(NS)
+    assert jobs.on_need_slots("j", 1, NeedSlots(1, 4, False)) == []
+    assert jobs.on_open_agent("j", 1, OpenAgent(A)) == []
+    assert jobs.on_report("j", 1, RUNNING, 0) == []
+    assert jobs.on_ended("j", 1, Ended("finished", b""), 0) == []
+    assert jobs.on_process_gone("j", 1, "x", 0) == []
+    assert jobs.on_agent_gone("j", 1, A, "x", 0) == []
+
+
+def test_a_stop_is_on_disk_before_the_job_hears_of_it() -> None:
+    jobs = running()
+    saved, told = jobs.stop("j", "checkpoint", 0)
+    assert saved.record.stop == "checkpoint"
+    assert told == TellJob("j", 1, StopJob("checkpoint"))
+    assert jobs.state("j", waits=False) == "stopping"
+    assert jobs.stop("j", "drain", 0) == []
+    assert jobs.on_ended("j", 1, Ended("stopped", b""), 1)[0].record.outcome == "stopped"
+
+
+def test_stop_now_kills_a_coordinator_that_does_not_end() -> None:
+    jobs = running()
+    jobs.stop("j", "checkpoint", 0)
+    assert kinds(jobs.stop("j", "now", 0)) == [SaveJob, TellJob]
+    assert jobs.deadline_ns == int(EXIT_S * NS)
+    assert jobs.tick(int(EXIT_S * NS)) == [KillProcess("j", 1)]
+    (saved, *_) = jobs.on_process_gone("j", 1, "killed by SIGKILL", int(EXIT_S * NS))
+    assert saved.record.outcome == "stopped"
+
+
+def test_a_coordinator_that_lingers_after_its_last_word_is_killed() -> None:
+    jobs = running(agents=())
+    jobs.on_ended("j", 1, Ended("finished", b""), 0)
+    assert jobs.tick(int(EXIT_S * NS) - 1) == []
+    assert jobs.tick(int(EXIT_S * NS)) == [KillProcess("j", 1)]
+
+
+def test_a_job_between_launches_stops_as_it_is() -> None:
+    jobs = running(agents=())
+    jobs.on_process_gone("j", 1, "x", 0)
+    commands = jobs.stop("j", "checkpoint", 0)
+    assert commands[-2].record.outcome == "stopped"
+    assert jobs.deadline_ns is None
+
+
+def test_a_drain_between_launches_happens_in_the_next_one() -> None:
+    jobs = running(agents=())
+    jobs.on_process_gone("j", 1, "x", 0)
+    assert kinds(jobs.stop("j", "drain", 0)) == [SaveJob]
+    assert jobs.tick(NS)[-1] == TellJob("j", 2, StopJob("drain"))
+
+
+def test_scaling_stops_with_a_checkpoint_and_goes_on_with_the_new_widths() -> None:
+    jobs = running()
+    saved, told = jobs.scale("j", {"parse": 3}, 0)
+    assert saved.record.parallelism == {"parse": 3}
+    assert told == TellJob("j", 1, StopJob("checkpoint"))
+    assert jobs.state("j", waits=False) == "rescaling"
+    # Scaled once more while it stops: it need not be told again.
+    (saved,) = jobs.scale("j", {"": 2}, 0)
+    assert saved.record.parallelism == {"parse": 3, "": 2}
+    jobs.on_ended("j", 1, Ended("stopped", b""), 1)
+    jobs.on_process_gone("j", 1, "", 2)
+    jobs.on_agent_gone("j", 1, A, "", 3)
+    commands = jobs.on_agent_gone("j", 1, B, "", 4)
+    assert kinds(commands) == [SaveJob, StartProcess]
+    assert commands[1].record.parallelism == {"parse": 3, "": 2}
+
+
+def rescaled() -> Jobs:
+    jobs = running(agents=())
+    jobs.scale("j", {"nonsense": 3}, 0)
+    # What the old launch still reports proves nothing about the new widths.
+    assert jobs.on_report("j", 1, RUNNING, 0) == []
+    jobs.on_ended("j", 1, Ended("stopped", b""), 1)
+    assert kinds(jobs.on_process_gone("j", 1, "", 2)) == [SaveJob, StartProcess]
+    return jobs
+
+
+def test_widths_that_cannot_run_are_taken_back() -> None:
+    jobs = rescaled()
+    (saved, *_) = jobs.on_ended("j", 2, Ended("failed", b"", "no operator nonsense"), 3)
+    assert saved.record.parallelism == {}
+    assert "no operator nonsense" in saved.record.note
+    assert kinds(jobs.on_process_gone("j", 2, "", 4)) == [SaveJob, StartProcess]
+
+
+def test_widths_that_have_run_are_not_taken_back() -> None:
+    jobs = rescaled()
+    assert kinds(jobs.on_report("j", 2, RUNNING, 3)) == [SaveJob]
+    (saved, *_) = jobs.on_ended("j", 2, Ended("failed", b"", "boom"), 3)
+    assert saved.record.outcome == "failed"
+    assert saved.record.note == "boom"
+
+
+def test_a_job_that_fails_while_it_stops_to_be_scaled_has_failed() -> None:
+    jobs = running()
+    jobs.scale("j", {"": 2}, 0)
+    (saved, *_) = jobs.on_ended("j", 1, Ended("failed", b"", "boom"), 1)
+    assert saved.record.outcome == "failed"
+
+
+@pytest.mark.parametrize("wrong", [{}, {"parse": 0}, {"": -1}])
+def test_widths_below_one_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(SettingsError, match="OPERATOR=N"):
+        running().scale("j", wrong, 0)
+
+
+def test_a_stop_while_scaling_is_a_stop() -> None:
+    jobs = running(agents=())
+    jobs.scale("j", {"": 2}, 0)
+    jobs.stop("j", "checkpoint", 0)
+    (saved, *_) = jobs.on_ended("j", 1, Ended("stopped", b""), 1)
+    assert saved.record.outcome == "stopped"
+    with pytest.raises(SettingsError, match="no job named 'j'"):
+        jobs.scale("j", {"": 2}, 0)
+
+
+def test_a_job_moves_from_a_node_that_drains_by_a_checkpoint() -> None:
+    jobs = running()
+    assert jobs.move("j", 0) == [TellJob("j", 1, StopJob("checkpoint"))]
+    assert jobs.move("j", 0) == []
+    assert jobs.state("j", waits=False) == "restarting"
+    jobs.on_ended("j", 1, Ended("stopped", b""), 1)
+    jobs.on_process_gone("j", 1, "", 2)
+    jobs.on_node_gone(A, [], 3)
+    assert kinds(jobs.on_node_gone(B, [], 4)) == [SaveJob, StartProcess]
+
+
+def test_a_job_hears_of_nodes_that_it_has_something_on() -> None:
+    jobs = running(agents=(A,))
+    assert jobs.on_node_lost(A, "cut", []) == [TellJob("j", 1, NodeLost(A, "cut"))]
+    assert jobs.on_node_lost(B, "cut", []) == []
+    assert jobs.on_node_lost(B, "cut", ["j", "unknown"]) == [TellJob("j", 1, NodeLost(B, "cut"))]
+    assert jobs.on_node_gone(A, [], 0) == [TellJob("j", 1, NodeGone(A))]
+    assert jobs.agents("j") == {}
+
+
+def test_closing_an_agent_that_is_gone_already_is_answered() -> None:
+    jobs = running(agents=(A,))
+    assert jobs.on_close_agent("j", 1, CloseAgent(A)) == [CloseOnNode(A, "j", 1)]
+    assert jobs.on_agent_gone("j", 1, A, "closed", 0) == [TellJob("j", 1, AgentGone(A, "closed"))]
+    (told,) = jobs.on_close_agent("j", 1, CloseAgent(A))
+    assert isinstance(told.message, AgentGone)
+
+
+@pytest.mark.parametrize("mode", ["checkpoint", "now"])
+def test_a_job_that_was_stopping_is_not_launched_by_the_next_controller(mode: str) -> None:
+    commands = Jobs({"j": 3}).begin(record(stop=mode, launch=3), 0)
+    assert commands[0].record.outcome == "stopped"
+    assert StartProcess not in kinds(commands)
+
+
+def test_a_wanted_job_is_launched_by_the_next_controller() -> None:
+    jobs = Jobs({"j": 3})
+    (saved, _) = jobs.begin(record(ran=True, launch=3), 0)
+    assert saved.record.launch == 4
+    assert jobs.on_need_slots("j", 4, NeedSlots(1, 2, False))[0].again
+
+
+@dataclass
+class Running:
+    """What the world really runs in the job's name."""
+
+    launch: int
+    process: bool
+    said_last: bool = False
+
+
+class World(RuleBasedStateMachine):
+    """One name, whatever happens: one launch at a time, numbers that go up, an end that is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs = Jobs({})
+        self.now = 0
+        self.process: Running | None = None
+        self.agents: dict[NodeName, int] = {}
+        self.closing: dict[NodeName, int] = {}
+        self.saved: JobRecord | None = None
+        self.highest = 0
+        self.ids = 0
+        self.killed = False
+
+    def take(self, commands: list[Any]) -> None:
+        for command in commands:
+            if isinstance(command, SaveJob):
+                assert self.saved is None or not self.saved.outcome
+                self.saved = command.record
+            elif isinstance(command, StartProcess):
+                assert self.process is None
+                assert not self.agents
+                assert self.saved is not None
+                assert command.record.launch == self.saved.launch > self.highest
+                self.highest = command.record.launch
+                self.process = Running(self.highest, True)
+                self.killed = False
+            elif isinstance(command, OpenOnNode):
+                self.agents[command.name] = command.record.launch
+            elif isinstance(command, CloseOnNode):
+                assert self.agents[command.name] == command.launch
+                self.closing[command.name] = command.launch
+            elif isinstance(command, KillProcess):
+                assert self.process is not None
+                assert self.process.launch == command.launch
+                self.killed = True
+            elif isinstance(command, TellJob):
+                assert self.process is not None
+                assert self.process.launch == command.launch
+
+    @rule()
+    def submit(self) -> None:
+        if self.jobs.find("j") is None:
+            self.ids += 1
+            self.saved = None
+            self.take(self.jobs.begin(record(id=self.ids), self.now))
+
+    @rule(node=st.sampled_from([A, B]))
+    def opens(self, node: NodeName) -> None:
+        if self.process and not self.process.said_last and node not in self.agents:
+            self.take(self.jobs.on_open_agent("j", self.process.launch, OpenAgent(node)))
+
+    @rule(node=st.sampled_from([A, B]))
+    def closes(self, node: NodeName) -> None:
+        if self.process and not self.process.said_last:
+            self.take(self.jobs.on_close_agent("j", self.process.launch, CloseAgent(node)))
+
+    @rule(node=st.sampled_from([A, B]))
+    def agent_ends(self, node: NodeName) -> None:
+        launch = self.agents.pop(node, None)
+        self.closing.pop(node, None)
+        if launch is not None:
+            self.take(self.jobs.on_agent_gone("j", launch, node, "x", self.now))
+
+    @rule(node=st.sampled_from([A, B]))
+    def node_ends(self, node: NodeName) -> None:
+        self.agents.pop(node, None)
+        self.closing.pop(node, None)
+        self.take(self.jobs.on_node_lost(node, "x", []))
+        self.take(self.jobs.on_node_gone(node, [], self.now))
+
+    @rule(mode=st.sampled_from(["checkpoint", "drain", "now"]))
+    def stops(self, mode: str) -> None:
+        if self.jobs.find("j") is not None:
+            self.take(self.jobs.stop("j", mode, self.now))
+
+    @rule(n=st.integers(1, 4))
+    def scales(self, n: int) -> None:
+        found = self.jobs.find("j")
+        if found is not None and not found.stop:
+            self.take(self.jobs.scale("j", {"": n}, self.now))
+
+    @rule()
+    def moves(self) -> None:
+        self.take(self.jobs.move("j", self.now))
+
+    @rule()
+    def reports(self) -> None:
+        if self.process and not self.process.said_last:
+            self.take(self.jobs.on_report("j", self.process.launch, RUNNING, self.now))
+
+    @rule(outcome=st.sampled_from(["finished", "stopped", "failed"]))
+    def says_its_last(self, outcome: str) -> None:
+        if self.process and not self.process.said_last:
+            self.process.said_last = True
+            ended = Ended(outcome, b"", "boom")
+            self.take(self.jobs.on_ended("j", self.process.launch, ended, self.now))
+
+    @rule()
+    def dies(self) -> None:
+        if self.process:
+            launch, self.process = self.process.launch, None
+            self.take(self.jobs.on_process_gone("j", launch, "SIGKILL", self.now))
+
+    @rule(step=st.integers(0, 31 * NS))
+    def passes(self, step: int) -> None:
+        self.now += step
+        self.take(self.jobs.tick(self.now))
+
+    @rule()
+    def controller_dies(self) -> None:
+        """All its children die with it; agents join anew with nothing left."""
+        live = self.saved if self.saved is not None and not self.saved.outcome else None
+        self.jobs = Jobs({"j": self.highest})
+        self.process, self.agents, self.closing = None, {}, {}
+        if live is not None:
+            self.take(self.jobs.begin(live, self.now))
+
+    @invariant()
+    def knows_what_runs(self) -> None:
+        assert dict(self.jobs.agents("j")) == self.agents
+
+    @invariant()
+    def a_live_job_always_gets_on(self) -> None:
+        """Something is under way, or a time is set, or something is there whose end is awaited."""
+        if self.jobs.find("j") is None:
+            return
+        awaited = self.process is not None or bool(self.agents)
+        assert awaited or self.jobs.deadline_ns is not None
+
+    @invariant()
+    def old_agents_are_told_to_end(self) -> None:
+        """What blocks the next launch is being closed."""
+        if self.process is None or self.process.said_last:
+            assert set(self.agents) == set(self.closing)
+
+    @invariant()
+    def the_dead_are_not_awaited(self) -> None:
+        if self.process is not None and self.process.said_last and not self.killed:
+            assert self.jobs.deadline_ns is not None
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
