@@ -20,8 +20,10 @@ import subprocess
 import sys
 import sysconfig
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -59,6 +61,14 @@ class AgentLost:
 ToControllerOrLost = ToController | AgentLost
 
 
+class EventSink(Protocol):
+    """Takes what an agent says, in its thread; any queue does."""
+
+    def put(self, event: ToControllerOrLost, /) -> None:
+        """Never blocks."""
+        ...
+
+
 class AgentHandle:
     """One agent. `start` it once; when it is lost, make another.
 
@@ -66,15 +76,25 @@ class AgentHandle:
     then takes it over.
     """
 
-    def __init__(self, entry: str = SUBTASK_ENTRY) -> None:
-        """`entry` is what subtask processes run, `module:function`."""
+    def __init__(
+        self,
+        entry: str = SUBTASK_ENTRY,
+        output: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`entry` is what subtask processes run, `module:function`; `output` is a descriptor for
+        what they and the agent write to stdout and stderr, which may be closed once the agent is
+        launched; `environment` comes on top of this process's."""
         self._entry = entry
+        self._output = output
+        self._environment = dict(environment or {})
         self._send_lock = threading.Lock()
         self._started = threading.Event()
         self._over = threading.Event()
         self._error: OSError | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._events: queue.SimpleQueue[ToControllerOrLost] = queue.SimpleQueue()
+        self._early: queue.SimpleQueue[ToControllerOrLost] = queue.SimpleQueue()
+        self._events: EventSink = self._early
         self._events_lock = threading.Lock()
         self._taken = False
         self._surroundings: dict[str, str] = {}
@@ -113,7 +133,7 @@ class AgentHandle:
             raise EngineError(f"the agent process cannot be started: {self._error}")
         atexit.register(self.close)
 
-    def start(self, events: queue.SimpleQueue[ToControllerOrLost]) -> None:
+    def start(self, events: EventSink) -> None:
         """Exec the agent unless it was launched; what it says goes to `events`, last an AgentLost.
 
         Returns when the process exists; AgentReady comes when it is warm.
@@ -122,8 +142,8 @@ class AgentHandle:
         if self._process is None:
             self.launch()
         with self._events_lock:
-            while not self._events.empty():
-                events.put(self._events.get_nowait())
+            while not self._early.empty():
+                events.put(self._early.get_nowait())
             self._events, self._taken = events, True
 
     def send(self, message: ToAgent) -> None:
@@ -195,7 +215,9 @@ class AgentHandle:
         return subprocess.Popen(
             [sys.executable, "-P", "-c", program],
             stdin=subprocess.DEVNULL,
-            env=_environment(),
+            stdout=self._output,
+            stderr=self._output,
+            env=_environment(self._environment),
             pass_fds=(control, held),
             start_new_session=True,
         )
@@ -233,9 +255,9 @@ class AgentHandle:
         return AgentLost(self._process.pid, status, cause, all_gone)
 
 
-def _environment() -> dict[str, str]:
+def _environment(additions: Mapping[str, str]) -> dict[str, str]:
     """The user's, with one thread for every library, and Penstock on the path if it was not."""
-    environment = dict(os.environ)
+    environment = {**os.environ, **additions}
     environment.update(THREAD_ENVIRONMENT)
     root = str(Path(__file__).absolute().parents[2])
     installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
