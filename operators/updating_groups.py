@@ -1,0 +1,249 @@
+"""The live groups of an aggregate without a window: a slot per key, updated in place (R1).
+
+Beside the accumulators it keeps what was last given of each group, which is what an update takes
+back. That needs no place in state: changes are given before each cut, so after a restart what was
+given last is what the accumulators say. Slots written since the last cut are upserted at the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from penstock.elements.buffers import fixed_values
+from penstock.elements.hash import Hashes
+from penstock.state.backend import StateBackend
+from penstock.state.columns import Column, column_for
+
+from .grouping import Groups
+from .kernels.slot_index import SlotIndex
+from .updating_calls import UpdatingCalls
+
+Slots = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+T = TypeVar("T", bound=np.generic)
+HashesOf = Callable[[pa.RecordBatch], Hashes]
+"""The frozen hashes of keys, by which rows were routed."""
+TOUCHED = "__touched"
+
+
+class Marked:
+    """A set of slots that is added to per batch and taken out whole."""
+
+    def __init__(self) -> None:
+        self._marks = np.zeros(0, np.bool_)
+        self._lists: list[Slots] = []
+        self._torn = False
+
+    def __bool__(self) -> bool:
+        return bool(self._lists)
+
+    def room(self, room: int) -> None:
+        """Make room for slots below this number."""
+        self._marks = grown(self._marks, room)
+
+    def add(self, slots: Slots) -> None:
+        """Requires: no slot twice."""
+        first = slots[~self._marks[slots]]
+        self._marks[first] = True
+        if len(first):
+            self._lists.append(first)
+
+    def remove(self, slots: Slots) -> None:
+        """Leave them out."""
+        if self._marks[slots].any():
+            self._marks[slots] = False
+            self._torn = True
+
+    def take(self) -> Slots:
+        """All of them; none is left."""
+        if not self._lists:
+            return np.zeros(0, np.int64)
+        slots = np.concatenate(self._lists)
+        self._lists = []
+        if self._torn:
+            # A slot that was left out and came back is in two lists.
+            slots = np.unique(slots[self._marks[slots]])
+            self._torn = False
+        self._marks[slots] = False
+        return slots
+
+
+class LiveGroups:
+    """Groups by key, in slots."""
+
+    def __init__(self, calls: UpdatingCalls, keys: pa.Schema, results: Sequence[pa.Field]) -> None:
+        self._calls = calls
+        self._key_schema = keys
+        self.value_schema: pa.Schema = pa.schema(
+            [*calls.stored, pa.field(TOUCHED, pa.int64(), nullable=False)]
+        )
+        self.index = SlotIndex(keys)
+        self._parts: list[Column] = [column_for(field.type) for field in calls.stored]
+        self._given: list[Column] = [column_for(field.type) for field in results]
+        self.touched = np.zeros(0, np.int64)
+        """When each slot was last written to, as the TTL counts."""
+        self.is_given = np.zeros(0, np.bool_)
+        """Whether readers have a row of it."""
+        self._saved = np.zeros(0, np.bool_)
+        self.changed = Marked()
+        """Slots written since changes were given."""
+        self._unsaved = Marked()
+        self._gone_keys: list[pa.RecordBatch] = []
+        self._room()
+
+    def _room(self) -> None:
+        room = self.index.capacity
+        if len(self.touched) >= room:
+            return
+        for column in (*self._parts, *self._given):
+            column.resize(room)
+        self.touched = grown(self.touched, room)
+        self.is_given = grown(self.is_given, room)
+        self._saved = grown(self._saved, room)
+        self.changed.room(room)
+        self._unsaved.room(room)
+
+    # Writing ----------------------------------------------------------------------------------
+
+    def slots_of(self, keys: pa.RecordBatch, hashes: Hashes) -> tuple[Slots, Groups, Slots, Mask]:
+        """(slot per row, groups of rows, slot per group, which groups are new)."""
+        slots, new = self.index.add(keys, hashes)
+        self._room()
+        codes, distinct = self.index.number(slots)
+        fresh = np.zeros(len(distinct), np.bool_)
+        fresh[codes[new]] = True
+        return slots, Groups(codes, len(distinct)), distinct, fresh
+
+    def merge(self, slots: Slots, fresh: Mask, parts: list[pa.Array], touched: Slots) -> None:
+        """Add partial results, one per slot; `fresh` slots had nothing."""
+        self._write_touched(slots, fresh, touched)
+        if fresh.all():
+            merged = parts
+        elif not fresh.any():
+            merged = self._added(slots, parts)
+        else:
+            old = np.flatnonzero(~fresh)
+            rows = np.flatnonzero(fresh)
+            at = pa.array(rows)
+            for column, part in zip(self._parts, parts, strict=True):
+                column.write(slots[rows], part.take(at))
+            at = pa.array(old)
+            slots, merged = slots[old], self._added(slots[old], [p.take(at) for p in parts])
+        for column, part in zip(self._parts, merged, strict=True):
+            column.write(slots, part)
+
+    def _write_touched(self, slots: Slots, fresh: Mask, touched: Slots) -> None:
+        self.touched[slots] = np.where(fresh, touched, np.maximum(self.touched[slots], touched))
+        self.is_given[slots[fresh]] = False
+        self._saved[slots[fresh]] = False
+        self.changed.add(slots)
+        self._unsaved.add(slots)
+
+    def _added(self, slots: Slots, parts: list[pa.Array]) -> list[pa.Array]:
+        twice = pairs(len(slots))
+        both = [
+            pa.concat_arrays([as_kind(column.take(slots), part.type), part])
+            for column, part in zip(self._parts, parts, strict=True)
+        ]
+        return self._calls.merge(twice, both)
+
+    # Changes ----------------------------------------------------------------------------------
+
+    def parts_of(self, slots: Slots) -> list[pa.Array]:
+        """The stored columns."""
+        return [
+            as_kind(column.take(slots), field.type)
+            for column, field in zip(self._parts, self._calls.stored, strict=True)
+        ]
+
+    def given_of(self, slots: Slots, kinds: Sequence[pa.DataType]) -> list[pa.Array]:
+        """What readers have."""
+        return [
+            as_kind(column.take(slots), kind)
+            for column, kind in zip(self._given, kinds, strict=True)
+        ]
+
+    def same_as_given(self, slots: Slots, results: Sequence[pa.Array]) -> Mask:
+        """Which slots have just these results with readers, if they have any."""
+        same = np.ones(len(slots), np.bool_)
+        rows = np.arange(len(slots))
+        for column, array in zip(self._given, results, strict=True):
+            same &= column.equal(slots, array, rows)
+        return same
+
+    def give(self, slots: Slots, results: Sequence[pa.Array]) -> None:
+        """Readers have these now."""
+        for column, array in zip(self._given, results, strict=True):
+            column.write(slots, array)
+        self.is_given[slots] = True
+
+    def remove(self, slots: Slots) -> None:
+        """Forget groups."""
+        if not len(slots):
+            return
+        saved = slots[self._saved[slots]]
+        if len(saved):
+            self._gone_keys.append(self.index.keys_of(saved))
+        self.changed.remove(slots)
+        self._unsaved.remove(slots)
+        self.is_given[slots] = False
+        self.index.remove(slots)
+
+    # State ------------------------------------------------------------------------------------
+
+    def open(self, state: StateBackend, hashes_of: HashesOf) -> None:
+        """Find the groups of the checkpoint; `save` brings them back."""
+        self._table = state.table("groups", self._key_schema, self.value_schema)
+        self._hashes_of = hashes_of
+        for batch in self._table.scan():
+            keys = batch.select(self._key_schema.names).cast(self._key_schema)
+            slots, _ = self.index.add(keys, hashes_of(keys))
+            self._room()
+            for column, field in zip(self._parts, self._calls.stored, strict=True):
+                column.write(slots, batch.column(field.name))
+            self.touched[slots] = fixed_values(batch.column(TOUCHED))
+            self._saved[slots] = True
+
+    def save(self) -> None:
+        """Bring what changed since the last cut into state."""
+        for keys in self._gone_keys:
+            self._table.delete(keys, self._hashes_of(keys))
+        self._gone_keys = []
+        slots = self._unsaved.take()
+        if not len(slots):
+            return
+        keys = self.index.keys_of(slots)
+        columns = [*self.parts_of(slots), pa.array(self.touched[slots])]
+        values = pa.RecordBatch.from_arrays(columns, schema=self.value_schema)
+        self._table.upsert(keys, values, self._hashes_of(keys))
+        self._saved[slots] = True
+
+
+def pairs(count: int) -> Groups:
+    """The groups of `count` rows with `count` more behind them, row i going with row count + i."""
+    rows = np.arange(count)
+    groups = Groups(np.concatenate([rows, rows]), count)
+    order = np.empty(2 * count, np.int64)
+    order[0::2], order[1::2] = rows, rows + count
+    # Known without sorting.
+    vars(groups).update(order=order, starts=2 * rows, sizes=np.full(count, 2))
+    return groups
+
+
+def as_kind(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """State holds text and bytes with wide offsets; streams do not."""
+    return array if array.type == kind else array.cast(kind)
+
+
+def grown(values: npt.NDArray[T], room: int) -> npt.NDArray[T]:
+    """`values` with zeros behind them."""
+    if len(values) >= room:
+        return values
+    wider = np.zeros(room, values.dtype)
+    wider[: len(values)] = values
+    return wider
