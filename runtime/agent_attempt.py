@@ -118,6 +118,7 @@ class Attempt:
         """The fork server does not answer: nothing can be started, nor be known to be dead."""
         self._failed = False
         self._job = deploy.job
+        self._withheld: list[SubtaskExited] = []
         self._net: AttemptNet | None = None
         if deploy.net is not None:
             try:
@@ -207,6 +208,9 @@ class Attempt:
     def cancel(self) -> None:
         """Kill every process; `gone` becomes true when the last has died."""
         self.cancelled = True
+        for exited in self._withheld:
+            self._around.send(exited)
+        self._withheld.clear()
         if self._net is not None:
             self._net.kill()
         for process in self._processes.values():
@@ -360,8 +364,11 @@ class Attempt:
         process.child.close()
         assert process.peer is not None
         process.peer.close()
-        self._around.send(
-            SubtaskExited(
-                self.generation, self.attempt, process.key, process.child.pid, process.status
-            )
+        exited = SubtaskExited(
+            self.generation, self.attempt, process.key, process.child.pid, process.status
         )
+        if process.status == 0 and self._net is not None and self._net.lost and not self.cancelled:
+            # It left since a connection is lost. Whoever knows why is to speak first.
+            self._withheld.append(exited)
+        else:
+            self._around.send(exited)

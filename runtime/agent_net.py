@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import selectors
 import signal
 import socket
@@ -78,6 +79,10 @@ class NetProcess:
         """Its process id."""
         return self._popen.pid
 
+    def lives(self) -> bool:
+        """Whether it does right now; `dead` follows when the loop has seen it."""
+        return not self.dead and not _readable(self._pidfd)
+
     def serve(
         self,
         setup: NetSetup,
@@ -132,7 +137,7 @@ class Network:
     def take(self) -> NetProcess:
         """The spare, or a new one if that is dead or in use; raises OSError."""
         spare, self._spare = self._spare, None
-        if spare is not None and not spare.dead:
+        if spare is not None and spare.lives():
             return spare
         return NetProcess(self._selector, self._liveness)
 
@@ -177,7 +182,8 @@ class AttemptNet:
         self._on_failure = on_failure
         self.listening = False
         self._deadline_ns: int | None = clock.monotonic_ns() + LISTEN_TIMEOUT_NS
-        self._lost: str | None = None
+        self.lost = ""
+        """Which node is lost, and why."""
         self._process = network.take()
         self._process.serve(setup, descriptors, self._on_event, self._on_death)
 
@@ -211,8 +217,8 @@ class AttemptNet:
         if self._deadline_ns is None or now_ns < self._deadline_ns:
             return
         self._deadline_ns = None
-        if self._lost is not None:
-            self._on_failure(self._lost, True)
+        if self.lost:
+            self._on_failure(self.lost, True)
         else:
             self._on_failure(f"the net process of node {self._node} does not listen", False)
 
@@ -229,8 +235,8 @@ class AttemptNet:
             log.warning("%d callers were turned away, the last one since %s", *_fields(event))
 
     def _lose(self, text: str) -> None:
-        if self._lost is None:
-            self._lost = text
+        if not self.lost:
+            self.lost = text
             self._deadline_ns = self._clock.monotonic_ns() + PEER_LOST_GRACE_NS
 
     def _on_death(self, status: int) -> None:
@@ -244,3 +250,9 @@ def _fields(event: Rejected) -> tuple[int, str]:
 
 def _heed_nothing(_: object) -> None:
     """What a spare says or how it ends concerns nobody."""
+
+
+def _readable(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))

@@ -191,6 +191,28 @@ def test_an_abort_on_one_node_aborts_all_channels_of_the_pair_on_both(side: str)
     pair.close()
 
 
+@pytest.mark.parametrize("side", ["here", "there"])
+def test_a_subtask_that_leaves_after_the_end_takes_no_other_channel_with_it(side: str) -> None:
+    """Its agent aborts all channels of a process that is gone, whatever it had done."""
+    pair = Pair(2)
+    first, second = pair.wires
+    first.sender.offer_signal(Kind.END)
+    flush(first)
+    assert take(first).kind is Kind.END
+    if side == "here":
+        first.here.abort(0)
+        pair.near_bell.ring()
+    else:
+        first.there.abort(1)
+        pair.far_bell.ring()
+    for n in range(50):
+        second.sender.offer(numbers(n, 1))
+        flush(second)
+        assert take(second).batch == numbers(n, 1)
+    assert not pair.ends
+    pair.close()
+
+
 def test_a_sender_of_another_schema_than_announced_is_found() -> None:
     pair = Pair()
     (wire,) = pair.wires
