@@ -8,21 +8,23 @@ from typing import Any
 
 import pyarrow as pa
 
+from penstock.elements.changelog import HIDDEN
 from penstock.elements.durations import FOREVER, duration_ns
 from penstock.elements.errors import PlanError
-from penstock.elements.signals import TIME_COLUMN
+from penstock.expressions.expression import ExprLike, as_expr
 from penstock.expressions.types import type_text
+from penstock.operators.join_condition import JoinCondition
 from penstock.operators.joins import (
     FOREVER_NS,
     LATE_RIGHT,
+    IncrementalJoinProcessor,
     IntervalJoinProcessor,
-    JoinProcessor,
     WindowJoinProcessor,
 )
 from penstock.operators.processor import LATE, MAIN, Processor
 from penstock.operators.windows.descriptors import Cumulate, Hop, Tumble
 
-from .graph import BuildContext, Columns, Logic, Options, Port, user_columns
+from .graph import BuildContext, Columns, Logic, Options, Port, has_time, user_columns
 from .keyed_stream import require_event_time
 from .schema_check import at_line, check_keys, common_type, plan_error
 from .stream import Stream
@@ -51,6 +53,8 @@ class JoinLogic(Logic):
     how: str
     bound: Bound
     location: str
+    where: ExprLike | None = None
+    functions: Any = None
     kind = "join"
     stateful = True
     identity_rule = "class"
@@ -59,6 +63,11 @@ class JoinLogic(Logic):
     def title(self) -> str:
         """For people."""
         return "join"
+
+    @property
+    def takes_updates(self) -> bool:  # type: ignore[override]
+        """Joins in a window or an interval give rows that stay."""
+        return self.bound.kind == "ttl"
 
     @property
     def who(self) -> str:
@@ -74,31 +83,46 @@ class JoinLogic(Logic):
     ) -> Sequence[Columns]:
         """Keys, and from each side what is required of it."""
         wanted = required.get(MAIN, frozenset()) | set(self.on)
+        condition = self._condition(inputs)
+        if condition is not None:
+            wanted |= condition.columns_read
         needed = []
         for schema, late in zip(inputs, (LATE, LATE_RIGHT), strict=True):
             of_side = (wanted & set(schema.names)) | required.get(late, frozenset())
-            needed.append(of_side - {TIME_COLUMN})
+            needed.append(of_side - HIDDEN)
         return needed
 
     def processor(self, inputs: Sequence[pa.Schema], build: BuildContext) -> Processor:
         """One of the engine's joins."""
-        return self._make(inputs)
+        made: Processor = self._make(inputs)
+        return made
 
-    def _make(self, inputs: Sequence[pa.Schema]) -> JoinProcessor:
+    def _make(self, inputs: Sequence[pa.Schema]) -> Any:
         left, right = inputs
-        bound, said = self.bound, (self.who, self.location)
+        bound, condition = self.bound, self._condition(inputs)
+        rest = (left, right, condition, self.who, self.location)
         if bound.window is not None:
-            return WindowJoinProcessor(bound.window, self.on, self.how, left, right, *said)
-        between = (bound.low_ns, bound.high_ns)
-        return IntervalJoinProcessor(between, self.on, self.how, left, right, *said)
+            return WindowJoinProcessor(bound.window, self.on, self.how, *rest)
+        if bound.kind == "within":
+            return IntervalJoinProcessor((bound.low_ns, bound.high_ns), self.on, self.how, *rest)
+        return IncrementalJoinProcessor(bound.high_ns, self.on, self.how, *rest)
+
+    def _condition(self, inputs: Sequence[pa.Schema]) -> JoinCondition | None:
+        if self.where is None:
+            return None
+        left, right = inputs
+        said = (self.functions, f"{self.who}, where", self.location)
+        return JoinCondition(self.where, left, right, self.on, *said)
 
     def identity(self) -> tuple[str, ...]:
-        """Kind, bound and key."""
-        return (self.how, self.bound.text, ", ".join(self.on))
+        """Kind, bound, condition and key."""
+        where = () if self.where is None else (as_expr(self.where).text,)
+        return (self.how, self.bound.text, *where, ", ".join(self.on))
 
     def describe(self) -> str:
         """Kind, key and bound."""
-        return f"{self.how} join on {', '.join(self.on)}, {self.bound.text}"
+        where = "" if self.where is None else f", where {as_expr(self.where).text}"
+        return f"{self.how} join on {', '.join(self.on)}, {self.bound.text}{where}"
 
 
 def join_streams(
@@ -107,6 +131,7 @@ def join_streams(
     on: str | Sequence[str],
     how: str,
     bounds: Mapping[str, Any],
+    where: ExprLike | None,
     location: str,
     options: Options,
 ) -> Stream[Any]:
@@ -125,14 +150,16 @@ def join_streams(
     if check_keys(keys, right._schema, "join(on=), right stream", location) != keys:
         raise plan_error("join", "the keys have different names on the two sides", location)
     who = f"join({bound.text})"
-    if bound.high_ns != FOREVER_NS:
+    timed = [has_time(stream._schema) for stream in (left, right)]
+    if bound.kind != "ttl" or timed[0] != timed[1]:
         for stream in (left, right):
             require_event_time(stream, who, location)
-    if how not in ONE_SIDED:
+    if how not in ONE_SIDED or where is not None:
         _refuse_equal_names(left, right, keys, location)
     left, right = _one_key_type(left, right, keys, location)
     ports = [Port(left._taps, "hash", tuple(keys)), Port(right._taps, "hash", tuple(keys))]
-    logic = JoinLogic(tuple(keys), how, bound, location)
+    functions = left._pipeline.functions
+    logic = JoinLogic(tuple(keys), how, bound, location, where, functions)
     return left._made(logic, ports, location, options)
 
 

@@ -25,6 +25,7 @@ from penstock.operators.sink import Sink
 from .analytic_methods import StreamAnalytics
 from .ends import SinkLogic, without_time
 from .graph import Logic, Node, Options, Port, Tap, make_node, user_columns
+from .join_methods import StreamJoins
 from .location import user_location
 from .schema_check import (
     at_line,
@@ -64,7 +65,7 @@ class BroadcastStream(Generic[T]):
         self._stream = stream
 
 
-class Stream(StreamAnalytics, Generic[T]):
+class Stream(StreamJoins, StreamAnalytics, Generic[T]):
     """Rows that flow. `T` is the row class where one is known."""
 
     def __init__(self, pipeline: Pipeline, taps: Sequence[Tap]) -> None:
@@ -242,30 +243,6 @@ class Stream(StreamAnalytics, Generic[T]):
     def broadcast(self) -> BroadcastStream[T]:
         """Says that every subtask gets every row: `process(operator, rules.broadcast())`."""
         return BroadcastStream(self)
-
-    def join(
-        self,
-        other: Stream[Any],
-        *,
-        on: str | Sequence[str],
-        how: str = "inner",
-        window: Any = None,
-        within: tuple[Duration, Duration] | None = None,
-        ttl: Duration | None = None,
-        name: str | None = None,
-        parallelism: int | None = None,
-    ) -> Stream[Any]:
-        """Rows of both streams with equal keys, within exactly one of `window`, `within`, `ttl`.
-
-        `within=("-5 min", "1 hour")` bounds the other's event time minus this one's. It shuffles
-        by itself: no key_by.
-        """
-        from .joining import join_streams
-
-        location = user_location()
-        options = checked_options(name, parallelism, location)
-        bounds = {"window": window, "within": within, "ttl": ttl}
-        return join_streams(self, other, on, how, bounds, location, options)
 
     # Outputs ----------------------------------------------------------------------------------
 

@@ -197,20 +197,10 @@ class IncrementalJoinProcessor(Processor):
         low, high = self._range(times)
         for index, slots in other.probe(batch, hashes, low, high):
             if self._condition is not None:
-                index, slots = self._true_pairs(batch, index, slots, port)
+                true = self._condition.of_slots(batch, index, other, slots, port)
+                index, slots = index[true], slots[true]
             if len(index):
                 yield index, slots
-
-    def _true_pairs(
-        self, batch: pa.RecordBatch, index: Numbers, slots: Numbers, port: int
-    ) -> Pairs:
-        assert self._condition is not None
-        names = (self._condition.reads_left, self._condition.right)
-        mine = batch.select(list(names[port])).take(pa.array(index))
-        theirs = self._sides[1 - port].take(slots, names[1 - port])
-        sides = (mine, theirs) if port == LEFT else (theirs, mine)
-        true = self._condition.holds(*sides)
-        return index[true], slots[true]
 
     # What follows from matches ----------------------------------------------------------------
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from penstock.elements.changelog import HIDDEN
@@ -21,9 +19,10 @@ from penstock.expressions.functions import NONE, Functions
 from penstock.expressions.projection import Projection
 
 from .error_policy import Fail, Failures
+from .join_rows import JoinRows, Mask, Numbers
+from .join_sides import LEFT
 from .processor import ProcessorContext
 
-Mask = npt.NDArray[np.bool_]
 METHOD = "join(where=)"
 
 
@@ -63,6 +62,15 @@ class JoinCondition:
     def open(self, ctx: ProcessorContext) -> None:
         """Learn whom to tell of rows that cannot be compared."""
         self._failures = Failures(ctx, Fail())
+
+    def of_slots(
+        self, batch: pa.RecordBatch, index: Numbers, kept: JoinRows, slots: Numbers, port: int
+    ) -> Mask:
+        """Whether row `index[i]` of `batch`, of side `port`, and the kept row i are a pair."""
+        names = (self.reads_left, self.right)
+        mine = batch.select(list(names[port])).take(pa.array(index))
+        theirs = kept.take(slots, names[1 - port])
+        return self.holds(*((mine, theirs) if port == LEFT else (theirs, mine)))
 
     def holds(self, left: pa.RecordBatch, right: pa.RecordBatch) -> Mask:
         """Whether row i of `left` and row i of `right` are a pair."""

@@ -3,7 +3,7 @@
 The live rows are a cache above the state interfaces (hazard R1): `store`, called before a cut,
 writes what changed since the last one; opening reads it back. A row's number in state stays, its
 slot does not. A removed row's slot is used again.
-Not: null keys, which match nothing; their rows are not kept here.
+Not: null keys, which match nothing; whoever probes leaves them out.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class JoinRows:
         self._timed = TIME_COLUMN in schema.names
         self.schema = pa.schema([f for f in schema if f.name != CHANGE])
         self._columns: dict[str, Column] = {f.name: column_for(f.type) for f in self.fields}
+        # Equal hashes of one word are equal keys, but for the hash of null.
         self._exact = len(keys) == 1 and fixed_dtype(schema.field(keys[0]).type) is not None
         self.capacity = 0
         self.rows = 0
@@ -78,7 +79,7 @@ class JoinRows:
     # Adding and finding -----------------------------------------------------------------------
 
     def insert(self, batch: pa.RecordBatch, times: Numbers, hashes: Hashes) -> Numbers:
-        """Keep the rows, whose keys are not null; their slots. Copies."""
+        """Keep the rows; their slots. Copies."""
         slots = self._take_slots(batch.num_rows)
         for field in self.fields:
             self._columns[field.name].write(slots, batch.column(field.name))
@@ -87,6 +88,8 @@ class JoinRows:
         self._hashes[slots] = hashes
         self._alive[slots] = True
         np.minimum.at(self._earliest, slots >> BLOCK_BITS, times)
+        if self._exact and batch.column(self.keys[0]).null_count:
+            self._exact = False
         self._by_key.link(hashes, slots)
         if self._by_content is not None:
             contents = self._content_hashes(batch)

@@ -6,7 +6,7 @@ are kept only where an outer join must give them alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -16,8 +16,7 @@ import pyarrow as pa
 
 from penstock.elements.errors import PlanError
 from penstock.elements.hash import Hashes, hash_columns
-from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX, WATERMARK_MIN
-from penstock.state.backend import StateBackend, Table
+from penstock.elements.signals import TIME_COLUMN
 
 from .event_times import TIME_FIELD, time_array, times_of
 
@@ -101,51 +100,6 @@ class Side:
     def value_schema(self) -> pa.Schema:
         """The other columns, `_time` among them."""
         return pa.schema([field for field in self.schema if field.name not in self.keys])
-
-
-class Kept:
-    """The rows of one side in state."""
-
-    def __init__(self, side: Side, state: StateBackend, suffix: str = "") -> None:
-        self._side = side
-        self._timed = TIME_COLUMN in side.schema.names
-        name = ("left" if side.port == LEFT else "right") + suffix
-        self._table: Table = state.table(name, side.key_schema, side.value_schema)
-
-    @property
-    def rows(self) -> int:
-        """Rows kept."""
-        return self._table.rows
-
-    def times(self, batch: pa.RecordBatch) -> Numbers:
-        """Event times; 0 throughout for streams that have none."""
-        return times_of(batch) if self._timed else np.zeros(batch.num_rows, np.int64)
-
-    def append(self, batch: pa.RecordBatch, times_ns: Numbers, hashes: Hashes) -> None:
-        """Keep rows; copies them."""
-        keys = batch.select(list(self._side.keys))
-        values = batch.select(self._side.value_schema.names)
-        self._table.append(keys, values, times_ns, hashes)
-
-    def probe(
-        self, keys: pa.RecordBatch, low_ns: Numbers, high_ns: Numbers, hashes: Hashes
-    ) -> tuple[Numbers, pa.RecordBatch]:
-        """(row of `keys`, matching kept row with this side's schema)."""
-        index, rows = self._table.probe(keys, low_ns, high_ns, hashes)
-        return index, rows.select(self._side.schema.names)
-
-    def take_before(self, before_ns: int) -> pa.RecordBatch | None:
-        """Remove and return what is older."""
-        before_ns = max(WATERMARK_MIN, min(WATERMARK_MAX, before_ns))
-        return self._whole(self._table.expire(before_ns))
-
-    def read(self) -> pa.RecordBatch | None:
-        """Everything, which stays."""
-        return self._whole(self._table.scan())
-
-    def _whole(self, batches: Iterable[pa.RecordBatch]) -> pa.RecordBatch | None:
-        found = [batch.select(self._side.schema.names) for batch in batches if batch.num_rows]
-        return pa.concat_batches(found) if found else None
 
 
 class Results:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .interval_join import FOREVER_NS, IntervalJoinProcessor
+from .incremental_join import FOREVER_NS, IncrementalJoinProcessor
+from .interval_join import IntervalJoinProcessor
+from .join_condition import JoinCondition
 from .join_processor import JoinProcessor
 from .join_sides import LATE_RIGHT, LEFT, RIGHT, JoinKind
 from .window_join import WindowJoinProcessor
@@ -12,7 +14,9 @@ __all__ = [
     "LATE_RIGHT",
     "LEFT",
     "RIGHT",
+    "IncrementalJoinProcessor",
     "IntervalJoinProcessor",
+    "JoinCondition",
     "JoinKind",
     "JoinProcessor",
     "WindowJoinProcessor",
