@@ -125,6 +125,11 @@ class Link:
             self._changed.notify()
         self._stream.cut()
 
+    @property
+    def over(self) -> bool:
+        """It has ended, or is about to."""
+        return self._closing
+
     def receive_first(self) -> None:
         """Wait for the first body, which `start` will tell. For the handshake's thread only."""
         self._first = self._receive()

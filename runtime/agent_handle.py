@@ -110,6 +110,11 @@ class AgentHandle:
         return self._process.pid
 
     @property
+    def over(self) -> bool:
+        """The agent and, as far as could be seen, all below it are gone."""
+        return self._over.is_set()
+
+    @property
     def fits(self) -> bool:
         """It is launched and lives, and was given the environment that this process has now.
 
