@@ -18,6 +18,7 @@ from penstock.operators.windows.descriptors import (
     Window,
 )
 
+from .aggregate_methods import KeyedAggregates
 from .analytic_methods import KeyedAnalytics, WindowAnalytics
 from .ends import SourceLogic
 from .graph import Port, topological
@@ -32,7 +33,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class KeyedStream(KeyedAnalytics, Generic[T]):
+class KeyedStream(KeyedAggregates, KeyedAnalytics, Generic[T]):
     """Rows dealt out by key. Not a stream: what comes next says what to do per key."""
 
     def __init__(self, stream: Stream[T], keys: tuple[str, ...]) -> None:

@@ -21,9 +21,8 @@ from .fusion import Stage
 from .graph import BuildContext, Columns, Exchange, IdentityRule, Logic, Node, Port, select_columns
 from .pruning import Needs
 from .schema_check import plan_error
-from .two_phases import first_phase, folds_first, partials_of, second_phase
+from .two_phases import FoldedLogic, first_phase, folds_first, partials_of, second_phase
 from .values import ValueLogic, make_stage, shrink
-from .window_nodes import WindowLogic
 
 Feed = tuple[int, str]
 """(index of an operation, its output)."""
@@ -98,10 +97,10 @@ class Lowering:
             outputs, lines = logic.outputs(schemas), (logic.describe(),)
             kind = logic.kind
             if self._folds(first, inputs[:1]):
-                assert isinstance(logic, WindowLogic)
+                assert isinstance(logic, FoldedLogic)
                 inputs = (self._folded(first, logic, inputs[0]),)
                 made = second_phase(logic, schemas[0])
-                del outputs[LATE]
+                outputs.pop(LATE, None)
             else:
                 made = logic.processor(schemas, build)
         index = self._append(
@@ -157,7 +156,7 @@ class Lowering:
         """Whether rows are folded before they come to `node`: they cross, and it may."""
         return any(one.crosses for one in inputs) and folds_first(node, self.needs)
 
-    def _folded(self, node: Node, logic: WindowLogic, rows: Input) -> Input:
+    def _folded(self, node: Node, logic: FoldedLogic, rows: Input) -> Input:
         """The input of partials: an operation that folds stands behind each feed."""
         schema = partials_of(logic, rows.schema)
         return replace(
@@ -166,7 +165,7 @@ class Lowering:
             schema=schema,
         )
 
-    def _fold(self, feed: Feed, schema: pa.Schema, node: Node, logic: WindowLogic) -> Feed:
+    def _fold(self, feed: Feed, schema: pa.Schema, node: Node, logic: FoldedLogic) -> Feed:
         index, output = feed
         above = self.operations[index]
         rows = above.outputs[output]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pyarrow as pa
 
-from penstock.elements.changelog import is_updating
+from penstock.elements.changelog import is_updating, without_change
 from penstock.elements.durations import Duration
 from penstock.elements.errors import PlanError
 from penstock.expressions.check import Checker, require_condition
@@ -22,6 +22,7 @@ from penstock.operators.joins import LATE_RIGHT
 from penstock.operators.processor import LATE
 from penstock.operators.sink import Sink
 
+from .aggregate_methods import StreamAggregates
 from .analytic_methods import StreamAnalytics
 from .ends import SinkLogic, without_time
 from .graph import Logic, Node, Options, Port, Tap, make_node, user_columns
@@ -65,7 +66,7 @@ class BroadcastStream(Generic[T]):
         self._stream = stream
 
 
-class Stream(StreamJoins, StreamAnalytics, Generic[T]):
+class Stream(StreamAggregates, StreamJoins, StreamAnalytics, Generic[T]):
     """Rows that flow. `T` is the row class where one is known."""
 
     def __init__(self, pipeline: Pipeline, taps: Sequence[Tap]) -> None:
@@ -102,7 +103,7 @@ class Stream(StreamJoins, StreamAnalytics, Generic[T]):
         location = user_location()
         if callable(condition):
             return self._function("filter", condition, None, location)
-        checker = Checker(self._schema, self._pipeline.functions)
+        checker = Checker(without_change(self._schema), self._pipeline.functions)
         checked = checker.check(condition, "filter", location)
         require_condition(checked, as_expr(condition).text, "filter", location)
         return self._then(Filter(checked), location)
@@ -114,8 +115,9 @@ class Stream(StreamJoins, StreamAnalytics, Generic[T]):
         """
         location = user_location()
         functions = self._pipeline.functions
-        kept = kept_columns(columns, self._schema, functions, location)
-        made = checked_items(items, self._schema, functions, "select", location)
+        seen = without_change(self._schema)
+        kept = kept_columns(columns, seen, functions, location)
+        made = checked_items(items, seen, functions, "select", location)
         names = [name for name, _ in [*kept, *made]]
         for name in names:
             if names.count(name) > 1:
@@ -131,9 +133,8 @@ class Stream(StreamJoins, StreamAnalytics, Generic[T]):
             raise plan_error(
                 "with_columns", "no column is given", location, 'Write  with_columns(c="a + b")'
             )
-        made = checked_items(
-            items, self._schema, self._pipeline.functions, "with_columns", location
-        )
+        seen = without_change(self._schema)
+        made = checked_items(items, seen, self._pipeline.functions, "with_columns", location)
         return self._then(WithColumns(tuple(made)), location)
 
     def rename(self, **names: str) -> Stream[Any]:

@@ -1,8 +1,9 @@
-"""Which windowed aggregates fold their rows before the exchange, so that hot keys cross it small.
+"""Which aggregates fold their rows before the exchange, so that hot keys cross it small.
 
-Only where nobody can tell (hazard 71): partial results must merge into the right one, nobody reads
-the late rows, which are gone once folded, and no source may fall idle, for time would go on over
-rows that a first phase still holds. The window operator keeps its id and its state either way.
+Only where nobody can tell (hazard 71): partial results must merge into the right one. Of windows
+nobody may read the late rows, which are gone once folded, and no source may fall idle, for time
+would go on over rows that a first phase still holds; aggregates without a window hold nothing.
+The second operator keeps its id and its state either way.
 """
 
 from __future__ import annotations
@@ -11,23 +12,30 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from penstock.operators.processor import LATE
+from penstock.operators.processor import LATE, Processor
 from penstock.operators.two_phase import (
     GlobalAggregateProcessor,
     LocalAggregateProcessor,
     partial_schema,
 )
+from penstock.operators.updating_aggregate import folded_schema
+from penstock.operators.updating_fold import UpdatingFoldProcessor
 from penstock.operators.windows.descriptors import PaneWindow
 
 from .ends import SourceLogic
 from .graph import Node, topological
 from .pruning import Needs
+from .updating_nodes import UpdatingLogic
 from .window_nodes import WindowLogic
+
+FoldedLogic = WindowLogic | UpdatingLogic
 
 
 def folds_first(node: Node, needs: Needs) -> bool:
     """Whether `node` may be run in two phases, if its rows cross an exchange at all."""
     logic = node.logic
+    if isinstance(logic, UpdatingLogic):
+        return logic.calls(node.ports[0].schema).foldable
     return (
         isinstance(logic, WindowLogic)
         and isinstance(logic.window, PaneWindow)
@@ -44,16 +52,22 @@ def _never_idle(node: Node) -> bool:
     return source.event_time.idle_after_ns(source.connector.bounded) is None
 
 
-def first_phase(logic: WindowLogic, rows: pa.Schema) -> LocalAggregateProcessor:
+def first_phase(
+    logic: FoldedLogic, rows: pa.Schema
+) -> LocalAggregateProcessor | UpdatingFoldProcessor:
     """Folds rows of `rows`, the schema of one feed; leaves it to the second phase what is late."""
     aggregation = logic.aggregation(rows)
+    if isinstance(logic, UpdatingLogic):
+        return UpdatingFoldProcessor(logic.keys, aggregation, rows, logic.who, logic.location)
     return LocalAggregateProcessor(
         logic.window, logic.keys, aggregation, rows, logic.lateness_ns, judges=False
     )
 
 
-def second_phase(logic: WindowLogic, rows: pa.Schema) -> GlobalAggregateProcessor:
-    """Gives the windows' results from partials; `rows` is the schema of what was folded."""
+def second_phase(logic: FoldedLogic, rows: pa.Schema) -> Processor:
+    """Gives the results from partials; `rows` is the schema of what was folded."""
+    if isinstance(logic, UpdatingLogic):
+        return logic.made(rows, partial_input=True)
     return GlobalAggregateProcessor(
         logic.window,
         logic.keys,
@@ -65,8 +79,10 @@ def second_phase(logic: WindowLogic, rows: pa.Schema) -> GlobalAggregateProcesso
     )
 
 
-def partials_of(logic: WindowLogic, rows: pa.Schema) -> pa.Schema:
+def partials_of(logic: FoldedLogic, rows: pa.Schema) -> pa.Schema:
     """What crosses the exchange."""
+    if isinstance(logic, UpdatingLogic):
+        return folded_schema(rows, logic.keys, logic.calls(rows))
     return partial_schema(_keys(logic.keys, rows), logic.aggregation(rows))
 
 

@@ -86,7 +86,7 @@ class WindowLogic(Logic):
     def identity(self) -> tuple[str, ...]:
         """Window, aggregates and key: with others its state would mean something else."""
         # Lateness may change: it bounds what is kept, not what it means.
-        items = "; ".join(f"{name}={_canonical(text)}" for name, text in self.items)
+        items = "; ".join(f"{name}={canonical(text)}" for name, text in self.items)
         return (self.window.text, items, ", ".join(self.keys))
 
     def describe(self) -> str:
@@ -119,7 +119,8 @@ def make_window(
     raise PlanError(f"{who}: {window!r} is not a window")
 
 
-def _canonical(text: ExprLike) -> str:
+def canonical(text: ExprLike) -> str:
+    """An expression as identities hold it, whatever its spaces."""
     expression = as_expr(text)
     params = ",".join(f"{name}={value!r}" for name, value in expression.params)
     return " ".join(expression.text.split()) + (f" [{params}]" if params else "")
