@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.elements.durations import Duration
 from penstock.elements.signals import TIME_COLUMN
+from penstock.expressions.expression import ExprLike
 
 from .graph import Port
 from .location import user_location
@@ -94,6 +95,26 @@ class KeyedAnalytics:
             logic = TopLogic(self.keys, by, 1, None, ttl_ns, functions, location, who)
         return _keyed(self, logic, location, name, parallelism)
 
+    def over(self, *, preceding: int | None = None) -> OverStream:
+        """Each row with what the rows of its key up to it say, in event-time order.
+
+        `over().with_columns(total="sum(amount)")` looks at all rows so far, `over(preceding=9)` at
+        this row and the nine before it, as ROWS BETWEEN 9 PRECEDING AND CURRENT ROW.
+        """
+        from penstock.operators.over_items import ROWS_AWAY_MAX
+
+        from .keyed_stream import require_event_time
+        from .schema_check import plan_error
+
+        location = user_location()
+        require_event_time(self._stream, "over", location)
+        whole = isinstance(preceding, int) and not isinstance(preceding, bool)
+        if preceding is not None and not (whole and 0 <= preceding <= ROWS_AWAY_MAX):
+            raise plan_error(
+                "over", f"preceding={preceding!r} is not 0 to {ROWS_AWAY_MAX} rows", location
+            )
+        return OverStream(self, preceding)
+
     def limit_rate(
         self,
         count: int,
@@ -133,6 +154,33 @@ class KeyedAnalytics:
             raise plan_error("sample", f"seed={seed!r} is not a whole number of 64 bits", location)
         logic = SampleLogic(self.keys, float(fraction), seed)
         return self._stream._made(logic, [Port(self._stream._taps)], location)
+
+
+class OverStream:
+    """Rows of a key in event-time order, waiting for with_columns()."""
+
+    def __init__(self, keyed: Any, preceding: int | None) -> None:
+        self._keyed = keyed
+        self._preceding = preceding
+
+    def with_columns(self, **items: ExprLike) -> Stream[Any]:
+        """Add columns to each row: expressions over it and over the rows of its key.
+
+        `with_columns(step="price - lag(price)", mean="avg(price)")`. There are lag(x, n),
+        lead(x, n), row_number(), count, sum, min, max, avg, first and last. A row is given once the
+        watermark has passed it; with lead, once the rows behind it are known. Late rows: `.late`.
+        """
+        from .analytics import OverLogic
+        from .schema_check import check_new_name
+
+        location = user_location()
+        for column in items:
+            check_new_name(column, "over", location)
+        keyed = self._keyed
+        functions = keyed._stream._pipeline.functions
+        listed = tuple(items.items())
+        logic = OverLogic(keyed.keys, listed, self._preceding, functions, location)
+        return _keyed(keyed, logic, location)
 
 
 class WindowAnalytics:

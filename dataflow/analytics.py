@@ -15,6 +15,8 @@ from penstock.elements.errors import PlanError
 from penstock.elements.signals import TIME_COLUMN
 from penstock.expressions.expression import Expr, ExprLike
 from penstock.operators.dedup import FirstRowProcessor
+from penstock.operators.over import OverProcessor
+from penstock.operators.over_items import OverItems
 from penstock.operators.processor import LATE, MAIN, Processor
 from penstock.operators.ranking import (
     TOP_ROWS_MAX,
@@ -209,6 +211,32 @@ class SampleLogic(KeyedRowsLogic):
 
     def identity(self) -> tuple[str, ...]:
         return (str(self.fraction), str(self.seed), ", ".join(self.keys))
+
+
+@dataclass(frozen=True, eq=False)
+class OverLogic(KeyedRowsLogic):
+    """Rows with what the rows of their key before and behind them say."""
+
+    keys: tuple[str, ...]
+    items: tuple[tuple[str, ExprLike], ...]
+    preceding: int | None
+    functions: Any
+    location: str
+    kind = "over"
+
+    def _items(self, schema: pa.Schema) -> OverItems:
+        return OverItems(dict(self.items), schema, self.functions, self.kind, self.location)
+
+    def make(self, schema: pa.Schema) -> Any:
+        return OverProcessor(self.keys, self._items(schema), self.preceding, schema)
+
+    def reads(self, schema: pa.Schema) -> Columns:
+        return self._items(schema).columns_read
+
+    def identity(self) -> tuple[str, ...]:
+        items = "; ".join(f"{name}={by_text(text)}" for name, text in self.items)
+        frame = "all rows" if self.preceding is None else f"{self.preceding} preceding"
+        return (frame, items, ", ".join(self.keys))
 
 
 def by_text(by: By | None) -> str:

@@ -21,9 +21,9 @@ from penstock.state.keyed_rows import grown
 from .event_times import times_of
 from .grouping import Mask
 from .key_slots import Keys, KeySlots
+from .pending_rows import PendingRows
 from .processor import Processor, ProcessorContext
 from .row_order import Numbers, time_order
-from .waiting_rows import WaitingRows
 
 THIN_ROWS_MIN = 64 * 1024
 """Waiting rows that are worth looking through for those that cannot be first."""
@@ -60,9 +60,9 @@ class FirstRowProcessor(Processor):
         for batch in self._table.scan():
             slots = self._added(batch.columns[: len(self._keys.schema)])
             self._until[slots] = fixed_values(batch.column("until"))
-        self._waiting: WaitingRows | None = None
+        self._waiting: PendingRows | None = None
         if self._by_event_time:
-            self._waiting = WaitingRows(self.in_schema, self._keys, ctx.state, "waiting")
+            self._waiting = PendingRows(self.in_schema, self._keys, ctx.state, "waiting")
         self._thin_at = THIN_ROWS_MIN
 
     def _added(self, columns: Sequence[pa.Array]) -> Numbers:

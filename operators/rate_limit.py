@@ -20,9 +20,9 @@ from penstock.state.keyed_rows import grown
 
 from .event_times import times_of
 from .key_slots import Keys, KeySlots
+from .pending_rows import PendingRows
 from .processor import LATE, MAIN, Processor, ProcessorContext
 from .row_order import Numbers, run_starts, time_order
-from .waiting_rows import WaitingRows
 
 EXCESS = "excess"
 """The side output for rows beyond the limit."""
@@ -57,7 +57,7 @@ class RateLimitProcessor(Processor):
             slots = self._added(batch.columns[: len(self._keys.schema)])
             self._span[slots] = fixed_values(batch.column("span"))
             self._rows[slots] = fixed_values(batch.column("rows"))
-        self._waiting = WaitingRows(self.in_schema, self._keys, ctx.state, "waiting")
+        self._waiting = PendingRows(self.in_schema, self._keys, ctx.state, "waiting")
 
     def _added(self, columns: Sequence[pa.Array]) -> Numbers:
         slots = self._slots.add(columns)
