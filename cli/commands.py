@@ -41,7 +41,7 @@ from .options import (
 from .program import execute, the_pipeline
 
 OWN = (["run"], ["explain"], ["version"])
-"""Commands of this file; all others are of cluster_commands.py and cluster_services.py."""
+"""Commands of this file; all others have to do with clusters."""
 
 app = typer.Typer(
     name="penstock",
