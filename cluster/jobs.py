@@ -124,6 +124,10 @@ class Jobs:
         remains = self._remains.get(job)
         return remains.agents if remains is not None else {}
 
+    def runs_on(self, name: NodeName) -> bool:
+        """Some job, even one that has ended, has an agent there."""
+        return any(name in remains.agents for remains in self._remains.values())
+
     @property
     def deadline_ns(self) -> int | None:
         """When `tick` wants to be called at the latest."""
@@ -261,6 +265,12 @@ class Jobs:
             life.active = False
             commands += self._crashed(life, cause, now_ns)
         return commands + self._proceed(job, now_ns)
+
+    def forget_agent(self, job: str, launch: int, name: NodeName) -> None:
+        """It could not be opened, and its process has been told."""
+        remains = self._remains.get(job)
+        if remains is not None and remains.agents.get(name) == launch:
+            del remains.agents[name]
 
     # What nodes do --------------------------------------------------------------------------------
 
