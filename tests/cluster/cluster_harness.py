@@ -21,12 +21,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 from penstock.cluster.client import Client
 from penstock.cluster.client_messages import JobInfo, NodeInfo
+from penstock.cluster.hosting import Clear
 from penstock.cluster.security import load_credentials, make_secret
 from penstock.cluster.submitting import OUTCOMES, status_of
 from penstock.elements.errors import Unreachable
-from penstock.runtime.doorbell import sweep_stale
 from penstock.runtime.sweep import start_time
 from penstock.testing.chaos import parent_and_title
 from penstock.testing.ledger import check_ledger
@@ -257,8 +259,14 @@ class Cluster:
         return left
 
     def _check_nothing_left(self) -> None:
-        # Killed processes leave names that the next agent of the machine sweeps.
-        sweep_stale()
+        # Killed processes leave names and folders that the next agent of the machine sweeps, as
+        # this does.
+        clear = msgspec.json.encode(Clear(str(self.folder / "none")))
+        subprocess.run(
+            [sys.executable, "-m", "penstock.cluster.hosting"], input=clear, check=True,
+            env=self.environment(), capture_output=True, timeout=PATIENCE_S,
+        )  # fmt: skip
+        assert list((self.folder / "tmp").iterdir()) == []
         pids = {str(pid) for pid, _ in self._seen}
         names = [n for n in os.listdir("/dev/shm") if "ps-" in n or "penstock" in n]
         mine = [name for name in names if pids & set(re.findall(r"\d+", name))]
