@@ -161,10 +161,11 @@ def run_command(words: Sequence[str], agent: WarmAgent | None) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     if words[:1] not in OWN:
         # What a cluster needs is imported for the commands that have to do with one, and --help.
-        from . import agent_command, cluster_commands
+        from . import agent_command, cluster_commands, controller_command
 
         cluster_commands.register(app)
         agent_command.register(app)
+        controller_command.register(app)
     try:
         app(args=list(words), standalone_mode=True, obj=agent)
     except JobFailed as error:
