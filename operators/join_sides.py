@@ -118,6 +118,12 @@ class Results:
             times = np.maximum(times_of(left), times_of(right))
         return self._batch(left, right, left, left.num_rows, times)
 
+    def beside(
+        self, left: pa.RecordBatch, right: pa.RecordBatch, times_ns: Numbers | None
+    ) -> pa.RecordBatch:
+        """Equally many rows of both sides, side by side, at these times."""
+        return self._batch(left, right, left, left.num_rows, times_ns)
+
     def alone(self, rows: pa.RecordBatch, port: int, times_ns: Numbers) -> pa.RecordBatch:
         """Rows of one side without a match."""
         left = rows if port == LEFT else None

@@ -1,64 +1,93 @@
-"""WaitingRows: rows that wait until the watermark has passed them, for work in event-time order.
+"""WaitingRows: rows that wait until the watermark passes them, owned and kept in state.
 
-What is released at a watermark is complete: every row up to it that is not late. Rows wait as
-copies in memory; a barrier brings them into an appended table, a restart finds them there.
+A cut appends what came since the last one and drops what has gone on; rows that come and go
+between two cuts never touch state.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from penstock.elements.signals import WATERMARK_MAX
+from penstock.elements.hash import hash_columns
+from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX, WATERMARK_MIN
 from penstock.state.backend import StateBackend
 
 from .event_times import times_of
-from .key_slots import Keys
+
+Times = npt.NDArray[np.int64]
 
 
 class WaitingRows:
-    """Rows of `schema`, which has `_time`, by the columns of `keys`."""
+    """Rows with `schema`, which has `_time`; their keys decide where they go in a rescale."""
 
-    def __init__(self, schema: pa.Schema, keys: Keys, state: StateBackend, name: str) -> None:
-        self._schema, self._keys = schema, keys
-        self._values = pa.schema([f for f in schema if f.name not in keys.names])
-        self._table = state.table(name, keys.schema, self._values)
-        self._held = [b.select(schema.names) for b in self._table.scan() if b.num_rows]
-        self._earliest = min((int(times_of(b).min()) for b in self._held), default=WATERMARK_MAX)
+    def __init__(
+        self, name: str, schema: pa.Schema, keys: Sequence[str], state: StateBackend
+    ) -> None:
+        self._schema = schema
+        self._keys = list(keys)
+        self._others = [n for n in schema.names if n not in keys and n != TIME_COLUMN]
+        # A table holds the time of an appended row by itself; one column of the user's at least
+        # is no condition, the keys are there.
+        key_schema = pa.schema([schema.field(key) for key in keys])
+        value_schema = pa.schema([schema.field(name) for name in self._others])
+        self._table = state.table(name, key_schema, value_schema)
+        found = [self._restored(rows) for rows in self._table.scan() if rows.num_rows]
+        self._stored = pa.concat_batches(found) if found else self._none()
+        self._fresh: list[pa.RecordBatch] = []
+        self._done = WATERMARK_MIN
 
     @property
     def rows(self) -> int:
-        """How many wait."""
-        return sum(batch.num_rows for batch in self._held)
+        """Rows that wait."""
+        return sum(int(batch.num_rows) for batch in [self._stored, *self._fresh])
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Keep a copy of the rows."""
+        """Keep rows; copies them."""
         if batch.num_rows:
-            self._held.append(batch.take(pa.array(np.arange(batch.num_rows))))
-            self._earliest = min(self._earliest, int(times_of(batch).min()))
+            self._fresh.append(batch.take(pa.array(np.arange(batch.num_rows))))
 
-    def release(self, watermark: int) -> pa.RecordBatch | None:
-        """Remove and return the rows up to `watermark`, in the order of their arrival."""
-        if watermark < self._earliest or not self._held:
-            return None
-        whole = pa.concat_batches(self._held)
-        due = times_of(whole) <= watermark
-        if due.all():
-            self._held, self._earliest = [], WATERMARK_MAX
-            return whole
-        self._held = [whole.filter(pa.array(~due))]
-        self._earliest = int(times_of(self._held[0]).min())
-        return whole.filter(pa.array(due))
+    def due(self, watermark: int) -> pa.RecordBatch:
+        """Remove and return the rows with `_time` <= `watermark`."""
+        self._done = watermark
+        ready = []
+        if self._stored.num_rows:
+            now, self._stored = _split(self._stored, watermark)
+            ready.append(now)
+        if self._fresh:
+            now, later = _split(pa.concat_batches(self._fresh), watermark)
+            ready.append(now)
+            self._fresh = [later] if later.num_rows else []
+        return pa.concat_batches(ready) if ready else self._none()
 
     def store(self) -> None:
-        """Bring what waits into state: at a barrier."""
-        for _ in self._table.expire(WATERMARK_MAX):
+        """A cut comes: bring what changed into state."""
+        for _ in self._table.expire(min(self._done, WATERMARK_MAX - 1) + 1):
             pass
-        for batch in self._held:
-            keys = self._keys.columns(batch)
-            self._table.append(
-                self._keys.batch(keys),
-                batch.select(self._values.names),
-                times_of(batch),
-                self._keys.hashes(keys),
-            )
+        if not self._fresh:
+            return
+        fresh = pa.concat_batches(self._fresh)
+        keys, values = fresh.select(self._keys), fresh.select(self._others)
+        self._table.append(keys, values, times_of(fresh), hash_columns(fresh, self._keys))
+        self._stored = pa.concat_batches([self._stored, fresh])
+        self._fresh = []
+
+    def _restored(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        times = rows.column(TIME_COLUMN).cast(self._schema.field(TIME_COLUMN).type)
+        arrays = [times if n == TIME_COLUMN else rows.column(n) for n in self._schema.names]
+        arrays = [a.cast(f.type) for a, f in zip(arrays, self._schema, strict=True)]
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+
+    def _none(self) -> pa.RecordBatch:
+        return pa.RecordBatch.from_pylist([], schema=self._schema)
+
+
+def _split(batch: pa.RecordBatch, watermark: int) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """(rows at or before the watermark, the others)."""
+    now: npt.NDArray[np.bool_] = times_of(batch) <= watermark
+    if now.all():
+        return batch, batch.slice(0, 0)
+    return batch.filter(pa.array(now)), batch.filter(pa.array(~now))
