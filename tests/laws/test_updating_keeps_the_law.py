@@ -1,0 +1,59 @@
+"""Aggregates without a window give the same table straight, killed, and rescaled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from law_data import as_table, events, read, sql
+
+import penstock as ps
+from penstock.testing.same_rows import assert_same_rows
+
+TABLE = as_table(events())
+
+
+def simple() -> ps.Stream[Any]:
+    keyed = read(ps.Pipeline("law")).key_by("k")
+    return keyed.aggregate(
+        n="count(*)", total="sum(v)", mean="avg(v)", most="max(v)", ttl=ps.FOREVER, flush="20 ms"
+    )
+
+
+def by_values() -> ps.Stream[Any]:
+    keyed = read(ps.Pipeline("law")).key_by("k")
+    return keyed.aggregate(
+        kinds="count(DISTINCT v)", middle="median(v)", ttl=ps.FOREVER, flush="20 ms"
+    )
+
+
+def of_changes() -> ps.Stream[Any]:
+    """An aggregate over an aggregate: rows move from group to group as they change."""
+    sums = read(ps.Pipeline("law")).with_columns(g="v % 40").key_by("g")
+    sums = sums.aggregate(n="count(*)", total="sum(v)", ttl=ps.FOREVER, flush="20 ms")
+    keyed = sums.with_columns(size="n / 4").key_by("size")
+    return keyed.aggregate(
+        groups="count(*)", most="max(total)", least="min(total)", all_of_them="sum(total)",
+        ttl=ps.FOREVER, flush="20 ms",
+    )  # fmt: skip
+
+
+def of_everything() -> ps.Stream[Any]:
+    stream = read(ps.Pipeline("law")).filter("v > 10")
+    return stream.aggregate(n="count(*)", big="count(*) FILTER (WHERE v > 50)", flush="20 ms")
+
+
+CASES: dict[Any, str] = {
+    simple: "SELECT k, count(*), CAST(sum(v) AS BIGINT), avg(v), max(v) FROM t GROUP BY k",
+    by_values: "SELECT k, count(DISTINCT v), CAST(median(v) AS DOUBLE) FROM t GROUP BY k",
+    of_changes: """
+        SELECT n // 4, count(*), max(total), min(total), CAST(sum(total) AS BIGINT) FROM
+        (SELECT v % 40, count(*) AS n, CAST(sum(v) AS BIGINT) AS total FROM t GROUP BY 1)
+        GROUP BY 1""",
+    of_everything: "SELECT count(*), count(*) FILTER (WHERE v > 50) FROM t WHERE v > 10",
+}
+
+
+@pytest.mark.parametrize("build", CASES)
+def test_the_table_is_the_same_however_it_is_run(build: Any) -> None:
+    assert_same_rows(build, sql(CASES[build], t=TABLE))
