@@ -159,6 +159,12 @@ def test_what_an_old_attempt_or_incarnation_says_is_dropped() -> None:
     assert core.agent_gone(A2, "old") == core.node_lost(A2, "old") == core.node_gone(A2) == []
 
 
+def test_a_node_without_a_part_in_the_attempt_has_no_say_in_it() -> None:
+    core = ready(A, B)
+    core.deploy(*deployment(1, width=1))
+    assert core.told(B, AgentFailure(GENERATION, 1, "confused")) == core.told(B, gone()) == []
+
+
 def test_a_failure_names_its_node() -> None:
     core = running(A, B)
     failed = AgentFailure(GENERATION, 1, "no memory")
@@ -228,6 +234,8 @@ def test_an_agent_that_is_being_closed_is_opened_again_after_its_end() -> None:
     assert core.node_lost(C, "cut") == [Lose("node c was lost: cut")]
     core.start()
     assert core.granted(granted(3, A)) == []
+    # Said before it heard that it is to end.
+    assert core.told(A, READY) == []
     assert core.agent_gone(A, "closed") == [OpenAgent(A)]
     assert emitted(core.told(A, READY)) == [AgentReady(1, 1)]
 
