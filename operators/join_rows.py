@@ -1,15 +1,13 @@
 """JoinRows: the rows of one side of a join, live in columns, found by key and time.
 
 The live rows are a cache above the state interfaces (hazard R1): `store`, called before a cut,
-writes what changed since the last one; opening reads it back. A row's number in state stays, its
-slot does not. A removed row's slot is used again.
+writes what changed since the last one; opening reads it back. A removed row's slot is used again.
 Not: null keys, which match nothing; whoever probes leaves them out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,38 +16,36 @@ import pyarrow as pa
 from penstock.elements.buffers import fixed_dtype
 from penstock.elements.changelog import CHANGE
 from penstock.elements.hash import Hashes, hash_arrays
-from penstock.elements.keygroup import GROUP_SHIFT
 from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX
 from penstock.state.backend import StateBackend
 from penstock.state.columns import Column, column_for
 
 from .event_times import time_array
+from .join_stored_rows import StoredRows, grown
 from .kernels.join_chain_choice import Chains, new_chains
 
 Numbers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Pairs = tuple[Numbers, Numbers]
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 SLOTS_MIN = 1024
 BLOCK_BITS = 12
 """Slots per block, as a power of two: each block knows its earliest time, so that expiry reads only
 blocks with something to expire."""
-ROW_NUMBER, ROW_TIME, ROW_MATCHES = "__row", "__time", "__matches"
-"""Columns of the state table that are not the user's."""
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
-_LOW_BITS = np.uint64((1 << GROUP_SHIFT) - 1)
 
 
 class JoinRows:
-    """Rows with `schema`, by `keys`. `whole`: rows can also be found by all of their columns."""
+    """Rows with `schema`, by `keys`. `whole`: rows can also be found by all of their columns.
+
+    `counted`: their matches are kept in state. Without `state` the rows are lost on restart.
+    """
 
     def __init__(
         self,
         name: str,
         schema: pa.Schema,
         keys: Sequence[str],
-        state: StateBackend,
+        state: StateBackend | None,
         *,
         counted: bool = False,
         whole: bool = False,
@@ -67,14 +63,15 @@ class JoinRows:
         self._free = np.zeros(0, np.int64)
         self.times = np.zeros(0, np.int64)
         self.matches = np.zeros(0, np.int64)
-        self._hashes = np.zeros(0, np.uint64)
+        self.hashes = np.zeros(0, np.uint64)
         self._contents = np.zeros(0, np.uint64)
         self._alive = np.zeros(0, np.bool_)
         self._earliest = np.zeros(0, np.int64)  # per block; a bound from below
         self._by_key: Chains = new_chains()
         self._by_content: Chains | None = new_chains() if whole else None
-        self._stored = _StoredRows(self, name, state, counted)
-        self._stored.load()
+        self._stored = None if state is None else StoredRows(self, name, state, counted)
+        if self._stored is not None:
+            self._stored.load()
 
     # Adding and finding -----------------------------------------------------------------------
 
@@ -85,7 +82,7 @@ class JoinRows:
             self._columns[field.name].write(slots, batch.column(field.name))
         self.times[slots] = times
         self.matches[slots] = 0
-        self._hashes[slots] = hashes
+        self.hashes[slots] = hashes
         self._alive[slots] = True
         np.minimum.at(self._earliest, slots >> BLOCK_BITS, times)
         if self._exact and batch.column(self.keys[0]).null_count:
@@ -95,7 +92,8 @@ class JoinRows:
             contents = self._content_hashes(batch)
             self._contents[slots] = contents
             self._by_content.link(contents, slots)
-        self._stored.added(slots)
+        if self._stored is not None:
+            self._stored.added(slots)
         self.rows += len(slots)
         return slots
 
@@ -115,7 +113,10 @@ class JoinRows:
                 yield index, slots
 
     def find(self, batch: pa.RecordBatch) -> Numbers:
-        """A slot of its own for each row, equal in all columns; -1 where there is none."""
+        """A slot of its own for each row, equal in all columns; -1 where there is none.
+
+        Of equal rows the oldest goes to the first.
+        """
         found = np.full(batch.num_rows, -1, np.int64)
         if self._by_content is None or not self.rows or not batch.num_rows:
             return found
@@ -131,6 +132,8 @@ class JoinRows:
         index, slots = (np.concatenate(part) for part in zip(*pairs, strict=True))
         same = self._equal(names, arrays, slots, index)
         index, slots = index[same], slots[same]
+        order = np.lexsort((self.times[slots], index))
+        index, slots = index[order], slots[order]
         # Of rows that are equal to each other, the first takes the first candidate, and so on.
         nth = np.flatnonzero(_place_in_run(index) == ordinal[index])
         found[index[nth]] = slots[nth]
@@ -139,14 +142,15 @@ class JoinRows:
     def take(self, slots: Numbers, names: Sequence[str] | None = None) -> pa.RecordBatch:
         """These rows with `schema`, or only the columns `names`, copied."""
         wanted = self.schema.names if names is None else list(names)
-        arrays = [self._array(name, slots) for name in wanted]
+        arrays = [self.array(name, slots) for name in wanted]
         fields = [self.schema.field(name) for name in wanted]
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
     def note_matches(self, slots: Numbers, matches: Numbers) -> None:
         """Set how many results each of these rows is part of."""
         self.matches[slots] = matches
-        self._stored.changed(slots)
+        if self._stored is not None:
+            self._stored.changed(slots)
 
     # Removing ---------------------------------------------------------------------------------
 
@@ -154,8 +158,9 @@ class JoinRows:
         """Forget these rows."""
         if not len(slots):
             return
-        self._stored.removed(slots)
-        self._by_key.unlink(self._hashes[slots], slots)
+        if self._stored is not None:
+            self._stored.removed(slots)
+        self._by_key.unlink(self.hashes[slots], slots)
         if self._by_content is not None:
             self._by_content.unlink(self._contents[slots], slots)
         self._alive[slots] = False
@@ -187,11 +192,12 @@ class JoinRows:
 
     def store(self) -> None:
         """A cut comes: bring what changed into state."""
-        self._stored.store()
+        if self._stored is not None:
+            self._stored.store()
 
     # Inside -----------------------------------------------------------------------------------
 
-    def _array(self, name: str, slots: Numbers) -> pa.Array:
+    def array(self, name: str, slots: Numbers) -> pa.Array:
         if name == TIME_COLUMN:
             return time_array(np.take(self.times, slots))
         array = self._columns[name].take(slots)
@@ -225,125 +231,20 @@ class JoinRows:
             capacity *= 2
         for column in self._columns.values():
             column.resize(capacity)
-        self.times = _grown(self.times, capacity)
-        self.matches = _grown(self.matches, capacity)
-        self._hashes = _grown(self._hashes, capacity)
-        self._alive = _grown(self._alive, capacity)
+        self.times = grown(self.times, capacity)
+        self.matches = grown(self.matches, capacity)
+        self.hashes = grown(self.hashes, capacity)
+        self._alive = grown(self._alive, capacity)
         blocks = np.full((capacity >> BLOCK_BITS) + 1, WATERMARK_MAX, np.int64)
         blocks[: len(self._earliest)] = self._earliest
         self._earliest = blocks
         self._by_key.resize(capacity)
         if self._by_content is not None:
-            self._contents = _grown(self._contents, capacity)
+            self._contents = grown(self._contents, capacity)
             self._by_content.resize(capacity)
-        self._stored.resize(capacity)
+        if self._stored is not None:
+            self._stored.resize(capacity)
         self.capacity = capacity
-
-
-class _StoredRows:
-    """What state holds of the rows, and what it does not know yet.
-
-    One table row per row of the join: key and number of the row, then its other columns. The hash
-    keeps the key group of the join's key in its top bits, so rows move with their key; below, the
-    number is mixed in, or all rows of a hot key would meet in one cell of the table's index.
-    """
-
-    def __init__(self, live: JoinRows, name: str, state: StateBackend, counted: bool) -> None:
-        self._live = live
-        self._counted = counted
-        keys = [live.schema.field(key) for key in live.keys]
-        self._others = [f for f in live.fields if f.name not in live.keys]
-        extra = [pa.field(ROW_TIME, pa.int64())]
-        extra += [pa.field(ROW_MATCHES, pa.int64())] if counted else []
-        self._key_schema = pa.schema([*keys, pa.field(ROW_NUMBER, pa.int64())])
-        self._value_schema = pa.schema([*self._others, *extra])
-        self._table = state.table(name, self._key_schema, self._value_schema)
-        self._next = 0
-        self._numbers = np.zeros(0, np.int64)
-        self._known = np.zeros(0, np.bool_)
-        self._dirty = np.zeros(0, np.bool_)
-        self._touched: list[Numbers] = []
-        self._gone: list[tuple[pa.RecordBatch, Hashes]] = []
-
-    def resize(self, capacity: int) -> None:
-        self._numbers = _grown(self._numbers, capacity)
-        self._known = _grown(self._known, capacity)
-        self._dirty = _grown(self._dirty, capacity)
-
-    def added(self, slots: Numbers) -> None:
-        self._numbers[slots] = np.arange(self._next, self._next + len(slots))
-        self._next += len(slots)
-        self._known[slots] = False
-        self._dirty[slots] = True
-        self._touched.append(slots)
-
-    def changed(self, slots: Numbers) -> None:
-        clean = slots[~self._dirty[slots]]
-        if len(clean):
-            self._dirty[clean] = True
-            self._touched.append(clean)
-
-    def removed(self, slots: Numbers) -> None:
-        """Called before the rows go."""
-        known = slots[self._known[slots]]
-        if len(known):
-            self._gone.append((self._keys(known), self._hashes(known)))
-        self._known[slots] = False
-        self._dirty[slots] = False
-
-    def store(self) -> None:
-        for keys, hashes in self._gone:
-            self._table.delete(keys, hashes)
-        self._gone.clear()
-        if not self._touched:
-            return
-        slots = np.concatenate(self._touched)
-        self._touched.clear()
-        slots = slots[self._dirty[slots]]
-        if len(slots):
-            self._dirty[slots] = False
-            # A slot that was freed and used again was touched twice.
-            slots = np.unique(slots)
-            self._known[slots] = True
-            self._table.upsert(self._keys(slots), self._values(slots), self._hashes(slots))
-
-    def load(self) -> None:
-        """Read back what a cut has."""
-        for stored in self._table.scan():
-            keys = [stored.column(key) for key in self._live.keys]
-            arrays = [stored.column(f.name) for f in self._live.schema if f.name != TIME_COLUMN]
-            fields = [f for f in self._live.schema if f.name != TIME_COLUMN]
-            arrays = [a if a.type == f.type else a.cast(f.type) for a, f in zip(arrays, fields)]
-            rows = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
-            typed = [rows.column(key) for key in self._live.keys]
-            hashes = hash_arrays(typed, len(keys[0]))
-            slots = self._live.insert(rows, stored.column(ROW_TIME).to_numpy(), hashes)
-            self._numbers[slots] = stored.column(ROW_NUMBER).to_numpy()
-            if self._counted:
-                self._live.matches[slots] = stored.column(ROW_MATCHES).to_numpy()
-            self._known[slots] = True
-            self._dirty[slots] = False
-            self._next = max(self._next, int(self._numbers[slots].max(initial=-1)) + 1)
-        self._touched.clear()
-
-    def _keys(self, slots: Numbers) -> pa.RecordBatch:
-        arrays = [self._live._array(key, slots) for key in self._live.keys]
-        numbers = pa.array(np.take(self._numbers, slots))
-        return pa.RecordBatch.from_arrays([*arrays, numbers], schema=self._key_schema)
-
-    def _values(self, slots: Numbers) -> pa.RecordBatch:
-        arrays = [self._live._array(field.name, slots) for field in self._others]
-        arrays.append(pa.array(np.take(self._live.times, slots)))
-        if self._counted:
-            arrays.append(pa.array(np.take(self._live.matches, slots)))
-        return pa.RecordBatch.from_arrays(arrays, schema=self._value_schema)
-
-    def _hashes(self, slots: Numbers) -> Hashes:
-        hashes = np.take(self._live._hashes, slots)
-        numbers = np.take(self._numbers, slots).view(np.uint64)
-        mixed = (hashes ^ (numbers + np.uint64(1)) * _SPREAD) * _SPREAD
-        mixed ^= mixed >> np.uint64(29)
-        return (hashes & ~_LOW_BITS) | (mixed & _LOW_BITS)
 
 
 def ordinals(codes: npt.NDArray[np.generic]) -> Numbers:
@@ -364,9 +265,3 @@ def _place_in_run(sorted_codes: npt.NDArray[np.generic]) -> Numbers:
     begins = np.ones(len(sorted_codes), np.bool_)
     begins[1:] = sorted_codes[1:] != sorted_codes[:-1]
     return at - np.maximum.accumulate(np.where(begins, at, 0))
-
-
-def _grown(values: npt.NDArray[Scalar], capacity: int) -> npt.NDArray[Scalar]:
-    grown = np.zeros(capacity, values.dtype)
-    grown[: len(values)] = values
-    return grown
