@@ -12,6 +12,7 @@ of eight slows the other seven by less than 10 %.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import socket
 import statistics
@@ -70,18 +71,23 @@ def forked(body: Callable[[], Any]) -> int:
     return child
 
 
-def bare(size: int, seconds: float) -> dict[str, float]:
-    """One process sends the same memory over loopback, this one receives it into the same."""
+def buffers(size: int, count: int) -> list[memoryview]:
+    """As many as there are slots, touched: sent or filled in turn, they are as cold as slots."""
+    return [memoryview(bytearray(b"x" * size)) for _ in range(count)]
+
+
+def bare(size: int, seconds: float, slots: int) -> dict[str, float]:
+    """One process sends over loopback, this one receives, each from and into `slots` buffers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
 
         def send() -> None:
             sock = socket.create_connection(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            head, body = bytes(24), memoryview(bytes(size))
+            head, bodies = bytes(24), itertools.cycle(buffers(size, slots))
             end = time.perf_counter() + seconds
             while time.perf_counter() < end:
-                rest: list[Any] = [head, body]
+                rest: list[Any] = [head, next(bodies)]
                 while rest:
                     sent = sock.sendmsg(rest)
                     while rest and sent >= len(rest[0]):
@@ -91,10 +97,10 @@ def bare(size: int, seconds: float) -> dict[str, float]:
 
         child = forked(send)
         sock, _ = server.accept()
-    view, head = memoryview(bytearray(size)), memoryview(bytearray(24))
+    views, head = itertools.cycle(buffers(size, slots)), memoryview(bytearray(24))
     received, begin, cpu = 0, time.perf_counter(), time.process_time()
     while sock.recv_into(head, 24, socket.MSG_WAITALL):
-        have = 0
+        view, have = next(views), 0
         while have < size:
             have += sock.recv_into(view[have:], size - have, socket.MSG_WAITALL)
         received += size
@@ -288,7 +294,7 @@ def measure(rows: int, given: argparse.Namespace) -> dict[str, Any]:
     size = ipc.get_record_batch_size(batch)
     runs = []
     for _ in range(given.repeats):
-        alone = bare(size, given.seconds)
+        alone = bare(size, given.seconds, given.slots)
         run = shuffle(batch, 1, given.slots, given.seconds, given.compression)
         share = run["gb_s"] / alone["bare_gb_s"]
         cpu_share = alone["bare_cpu_s_per_gb"] / run["net_cpu_s_per_gb"]

@@ -35,10 +35,14 @@ from penstock.runtime.slab import (
     WAITING,
     WAITS_FOR_NOTHING,
     WAITS_FOR_READ,
+    WAITS_FOR_SLOT,
 )
 
 from .credits import Allowance, Report
 from .frames import SIGNAL_KINDS, SLOT_KINDS
+
+RING_FRACTION = 4
+"""A sender that waits for slots is rung once a quarter of them has become free."""
 
 
 class Departure(NamedTuple):
@@ -83,6 +87,7 @@ class Outbound:
         self._tail = 0
         self._leaving: list[int] = []
         self._unreleased = False
+        self._freed = 0
         self.sent_bytes = 0
 
     def open(self, remote_slots: int) -> None:
@@ -140,12 +145,24 @@ class Outbound:
         self._order()
         for slot in self._leaving:
             self._states[slot] = FREE
+        self._freed += len(self._leaving)
         self._leaving.clear()
         words = self._words
         words[self._tail_at] = self._tail
         self._full()
-        if words[self._waiting_at] != WAITS_FOR_NOTHING:
-            self.bell.ring()
+        waiting = words[self._waiting_at]
+        if waiting == WAITS_FOR_NOTHING:
+            return
+        # Waking a process costs as much as sending 50 kB. While messages of this channel are left,
+        # there will be a next time, so a sender that wants slots is rung for several at once.
+        if (
+            waiting == WAITS_FOR_SLOT
+            and self._freed * RING_FRACTION < self.size.slots
+            and words[self._head_at] != self._tail
+        ):
+            return
+        self._freed = 0
+        self.bell.ring()
 
     def _descriptor(self, ahead: int = 0) -> int:
         place = self._tail + ahead & (DESCRIPTOR_COUNT - 1)

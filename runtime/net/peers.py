@@ -90,7 +90,8 @@ class Peers:
     ) -> None:
         self._node = setup.node
         self._credentials: Credentials = setup.credentials()
-        self._credentials.check_address(setup.address)
+        family, address = _resolve(setup.address)
+        self._credentials.check_address(address)
         self._clock = clock
         self._say = say
         self._peers = {p.node: Peer(setup, p, segments, bells) for p in setup.peers}
@@ -100,8 +101,7 @@ class Peers:
         self._rejected, self._rejected_for = 0, ""
         self._deadline_ns: int | None = None
         self._compression = Compression(setup.compression).name
-        family = socket.AF_INET6 if ":" in setup.address else socket.AF_INET
-        self._listener = socket.create_server((setup.address, 0), family=family)
+        self._listener = socket.create_server((address, 0), family=family)
         self.port: int = self._listener.getsockname()[1]
         _in_thread(self._listen, "net-listener")
 
@@ -256,6 +256,15 @@ class Peers:
             peer.failed = True
         peer.abort()
         self._say(PeerLost(peer.node, str(error)))
+
+
+def _resolve(host: str) -> tuple[int, str]:
+    """(family, address) of a host that may be given by name."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise EngineError(f"{host} is not the address of this node: {error}") from error
+    return family, str(place[0])
 
 
 def _in_thread(target: Callable[[], None], name: str) -> None:

@@ -47,7 +47,7 @@ class NetSetup(msgspec.Struct, frozen=True):
     attempt: int
     node: str
     address: str
-    """Where to listen; the port is the system's choice."""
+    """Where to listen, by name or number; the port is the system's choice."""
     peers: list[PeerSetup]
     descriptors: int
     compression: str = ""

@@ -8,11 +8,12 @@ from random import Random
 import pyarrow as pa
 import pytest
 from channel_entries import random_rows
-from net_pair import PATIENCE_S, Pair, Wire, eventually, numbers
+from net_pair import PATIENCE_S, Pair, Wire, bell, eventually, numbers
 
 from penstock.elements.errors import ChannelAborted, EngineError
 from penstock.elements.signals import Kind
 from penstock.runtime.channel import Message
+from penstock.runtime.net.credits import Report
 from penstock.runtime.slab import DESCRIPTOR_COUNT, HEAD, ROWS_LIMIT, TAIL
 from penstock.testing.batches import rows_of
 
@@ -120,6 +121,36 @@ def test_only_the_latest_unsent_watermark_is_kept() -> None:
         (Kind.WATERMARK, 2000),
     ]
     pair.close()
+
+
+def test_a_sender_without_slots_is_woken_for_several_but_never_left_asleep() -> None:
+    """Waking costs as much as sending; what counts is that the last chance is not missed."""
+    wire = Wire(0, numbers(0, 1).schema, 8, 65536, one_bell=False)
+    wire.attach(bell(), bell())
+    for n in range(9):
+        wire.sender.offer(numbers(n, 1))
+    assert not wire.sender.flush()
+    outbound, rung = wire.outbound, wire.writing
+    outbound.open(3)
+
+    def leave() -> bool:
+        """One more message goes; whether the sender was rung."""
+        rung.drain()
+        assert outbound.next_frame() is not None
+        outbound.release()
+        return rung.wait(0)
+
+    assert [leave() for _ in range(3)] == [False, True, False]
+    assert outbound.next_frame() is None, "no credit: messages are left, so there is a next time"
+    outbound.credit(Report(3, 3, 3, 0))
+    assert leave()
+    outbound.open(8)
+    while outbound.next_frame() is not None:
+        pass
+    rung.drain()
+    outbound.release()
+    assert rung.wait(0), "nothing is left to send"
+    wire.close()
 
 
 def test_a_rows_limit_reaches_the_sender_on_the_other_node() -> None:

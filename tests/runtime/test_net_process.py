@@ -169,6 +169,11 @@ def test_rows_pass_between_two_net_processes_in_both_directions(nodes: list[Node
     assert far.receiver.poll() is None
 
 
+def test_a_node_may_be_called_by_name(nodes: list[Node]) -> None:
+    nodes.append(Node("b", "a", address="localhost", secret=b"", open_loopback=True))
+    assert nodes[0].listening()
+
+
 def test_a_killed_net_process_aborts_the_channels_of_the_other_node(nodes: list[Node]) -> None:
     near, far = connected(nodes)
     pass_rows(near, far, 5)
@@ -238,6 +243,7 @@ def test_garbage_on_the_port_leaves_the_running_channels_alone(nodes: list[Node]
     [
         ({"address": "0.0.0.0", "secret": b"", "open_loopback": True}, "not a loopback address"),
         ({"secret": b""}, "one of them"),
+        ({"address": "no-such-host.invalid"}, "no-such-host.invalid is not the address"),
         ({"compression": "gzip"}, "not 'gzip'"),
         ({"peers": [PeerSetup("a", "/ps-no-such-bell", [], [])]}, "exist"),
     ],
