@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from penstock.elements.signals import WATERMARK_MAX, WATERMARK_MIN
 
-from .descriptors import Cumulate, PaneWindow, Tumble
+from .descriptors import Calendar, Cumulate, PaneWindow, Tumble
 
 Times = npt.NDArray[np.int64]
 
@@ -84,6 +84,10 @@ class PaneGrid:
 
 def grid_of(window: PaneWindow) -> PaneGrid:
     """The panes of a window."""
+    if isinstance(window, Calendar):
+        from .calendar import CalendarGrid
+
+        return CalendarGrid.of(window)
     if isinstance(window, Tumble):
         size = window.size_ns
         return PaneGrid(size, size, size, size, window.offset_ns % size)

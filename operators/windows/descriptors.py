@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from datetime import timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from penstock.elements.durations import Duration, duration_ns
 from penstock.elements.errors import PlanError
 
+_CALENDAR = re.compile(r"\s*(?:(\d+)\s*)?(day|week|month|quarter|year)s?\s*")
+_DAYS = {"day": 1, "week": 7, "month": 30, "quarter": 91, "year": 365}
 WINDOWS_PER_ROW_MAX = 10_000
 """A hop this fine is taken for a mistake: each row would count in that many windows."""
 
@@ -18,6 +23,18 @@ class Tumble:
     size_ns: int
     offset_ns: int = 0
     text: str = "tumble"
+
+
+@dataclass(frozen=True)
+class Calendar(Tumble):
+    """Tumbling windows of so many days, weeks, months, quarters or years of a time zone.
+
+    `size_ns` is about how long they are; `offset_ns` is on the clocks there.
+    """
+
+    unit: str = "day"
+    count: int = 1
+    zone: str = "UTC"
 
 
 @dataclass(frozen=True)
@@ -60,12 +77,26 @@ PaneWindow = Tumble | Hop | Cumulate
 Window = Tumble | Hop | Cumulate | Session | CountWindow
 
 
-def tumble(size: Duration, *, offset: Duration = "0 s") -> Tumble:
+def tumble(size: Duration, *, offset: Duration = "0 s", timezone: str | None = None) -> Tumble:
     """Windows of `size`, end to end: `tumble("1 day", offset="2 hours")` begins days at 02:00 UTC.
+
+    With `timezone="Europe/Berlin"` days, weeks, months, quarters and years are those of the place,
+    23 or 25 hours long where its clocks change. Months and longer need none: theirs is then UTC.
 
     >>> tumble("1 hour").text
     'tumble 1 hour'
     """
+    found = _CALENDAR.fullmatch(size.lower()) if isinstance(size, str) else None
+    if isinstance(size, timedelta) and timezone is not None and not size % timedelta(days=1):
+        found = _CALENDAR.fullmatch(f"{size.days} days")
+    if found and (timezone is not None or found[2] in ("month", "quarter", "year")):
+        return _calendar(int(found[1] or 1), found[2], size, offset, timezone or "UTC")
+    if timezone is not None:
+        raise PlanError(
+            f"tumble({size!r}, timezone={timezone!r}): time zones are for windows of days, weeks,"
+            " months, quarters and years\n"
+            '  Shorter windows can be moved:  offset="30 min"'
+        )
     return Tumble(_positive(size, "tumble(size)"), _offset(offset, "tumble"), f"tumble {size}")
 
 
@@ -104,6 +135,27 @@ def count_window(rows: int) -> CountWindow:
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise PlanError(f"count_window({rows!r}): give a number of rows, 1 or more")
     return CountWindow(rows, f"count_window {rows}")
+
+
+def _calendar(count: int, unit: str, size: Duration, offset: Duration, zone: str) -> Calendar:
+    try:
+        ZoneInfo(zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise PlanError(
+            f"tumble(timezone={zone!r}): there is no such time zone here\n"
+            '  Names are those of the IANA database, such as "Europe/Berlin"; where a machine has'
+            " none,\n  install the package tzdata."
+        ) from error
+    day_ns = 86_400 * 10**9
+    size_ns = count * _DAYS[unit] * day_ns
+    offset_ns = _offset(offset, "tumble")
+    if count < 1 or not 0 <= offset_ns < size_ns or offset_ns % 1000:
+        raise PlanError(
+            f"tumble({size!r}, offset={offset!r}): the offset lies within the window, in whole"
+            " microseconds, and the window has a length"
+        )
+    text = f"tumble {size} in {zone}" + (f" from {offset}" if offset_ns else "")
+    return Calendar(size_ns, offset_ns, text, unit, count, zone)
 
 
 def _positive(value: Duration, what: str) -> int:
