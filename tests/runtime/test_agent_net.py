@@ -228,6 +228,17 @@ def test_a_dead_net_process_is_a_failure_of_the_attempt_and_said_once(bench: Ben
     bench.cancel(2)
 
 
+def test_a_dead_agent_takes_its_net_processes_with_it(bench: Bench) -> None:
+    bench.deploy(1)
+    wait_until(lambda: len(net_processes(bench.nodes)["a"]) == 2)
+    pids = list(bench.nodes.titles("a"))
+    bench.nodes.handles["a"].kill()
+    while not isinstance(event := bench.events.get(timeout=20), AgentLost):
+        pass
+    assert event.all_gone
+    wait_until_dead(pids)
+
+
 def test_a_spare_that_was_killed_is_replaced_when_it_is_needed(bench: Bench) -> None:
     wait_until(lambda: net_processes(bench.nodes)["a"] == ["penstock: net, idle"])
     pid = bench.nodes.pid_of("a", "penstock: net, idle")
