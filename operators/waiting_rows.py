@@ -55,10 +55,10 @@ class WaitingRows:
         self._done = watermark
         ready = []
         if self._stored.num_rows:
-            now, self._stored = _split(self._stored, watermark)
+            now, self._stored = split_at(self._stored, watermark)
             ready.append(now)
         if self._fresh:
-            now, later = _split(pa.concat_batches(self._fresh), watermark)
+            now, later = split_at(pa.concat_batches(self._fresh), watermark)
             ready.append(now)
             self._fresh = [later] if later.num_rows else []
         return pa.concat_batches(ready) if ready else self._none()
@@ -85,7 +85,7 @@ class WaitingRows:
         return pa.RecordBatch.from_pylist([], schema=self._schema)
 
 
-def _split(batch: pa.RecordBatch, watermark: int) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+def split_at(batch: pa.RecordBatch, watermark: int) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """(rows at or before the watermark, the others)."""
     now: npt.NDArray[np.bool_] = times_of(batch) <= watermark
     if now.all():
