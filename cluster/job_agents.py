@@ -33,6 +33,10 @@ WAITING_MESSAGES_MAX = 10_000
 REWARM_NS = 3_000_000_000
 """After a job was opened the next agent warms up this much later: the job's start comes first."""
 
+PROCESSES_WAIT_S = 30.0
+"""For the processes below a dead agent. The controller does not wait for it, but for the lease;
+only this node joins later."""
+
 Say = Callable[[FromJobAgent | JobAgentGone], None]
 
 
@@ -264,7 +268,11 @@ class JobAgents:
 
     def _launch(self, environment: dict[str, str]) -> tuple[AgentHandle, JobLog]:
         output = JobLog()
-        handle = AgentHandle(output=output.descriptor, environment=environment)
+        handle = AgentHandle(
+            output=output.descriptor,
+            environment=environment,
+            processes_wait_s=PROCESSES_WAIT_S,
+        )
         try:
             handle.launch()
         except PenstockError:

@@ -81,13 +81,16 @@ class AgentHandle:
         entry: str = SUBTASK_ENTRY,
         output: int | None = None,
         environment: Mapping[str, str] | None = None,
+        processes_wait_s: float = PROCESSES_WAIT_S,
     ) -> None:
         """`entry` is what subtask processes run, `module:function`; `output` is a descriptor for
         what they and the agent write to stdout and stderr, which may be closed once the agent is
-        launched; `environment` comes on top of this process's."""
+        launched; `environment` comes on top of this process's; AgentLost comes this long after the
+        agent's death at the latest."""
         self._entry = entry
         self._output = output
         self._environment = dict(environment or {})
+        self._processes_wait_s = processes_wait_s
         self._send_lock = threading.Lock()
         self._started = threading.Event()
         self._over = threading.Event()
@@ -253,7 +256,7 @@ class AgentHandle:
             status = self._process.wait()
         if status < 0:
             cause = f"it was killed by {signal.Signals(-status).name}"
-        all_gone = bool(select.select([self._liveness], [], [], PROCESSES_WAIT_S)[0])
+        all_gone = bool(select.select([self._liveness], [], [], self._processes_wait_s)[0])
         # A killed agent leaves its directories and perhaps names of bells.
         sweep_directories()
         sweep_stale()
