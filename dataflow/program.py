@@ -8,12 +8,13 @@ pickled flat, node after node: a long program must not run into Python's recursi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cloudpickle
 
 from penstock.elements.errors import PlanError
+from penstock.elements.row_hints import Resolved, recorded_hints, remember_hints
 
 from .graph import Node, Options, Port, Tap, topological
 from .planner import Planned, make_plan
@@ -30,6 +31,8 @@ class Program:
     name: str
     ends: tuple[Node, ...]
     functions: Any
+    _hints: list[Resolved] = field(default_factory=list, repr=False)
+    """What annotations meant when it was planned here: names in them do not travel."""
 
     def plan(self, parallelism: int, overrides: Mapping[str, int] | None = None) -> Planned:
         """The plan at this parallelism; it carries this program.
@@ -41,11 +44,15 @@ class Program:
         default = widths.pop(DEFAULT_WIDTH, parallelism)
         if default < 1:
             raise PlanError(f"parallelism {default}: an operator has one subtask at least")
-        planned = make_plan(self.name, self.ends, self.functions, default, widths)
+        with recorded_hints() as hints:
+            planned = make_plan(self.name, self.ends, self.functions, default, widths)
+        self._hints[:] = hints
         return replace(planned, plan=replace(planned.plan, program=self))
 
     def to_bytes(self) -> bytes:
         """By cloudpickle; PlanError names the operator that cannot travel."""
+        if not self._hints:
+            self.plan(1)
         try:
             blob: bytes = cloudpickle.dumps(self)
         except Exception as error:
@@ -63,7 +70,8 @@ class Program:
         places = {id(node): place for place, node in enumerate(nodes)}
         flat = [_flat(node, places) for node in nodes]
         ends = [places[id(node)] for node in self.ends]
-        return _assemble, (self.name, flat, ends, self.functions)
+        hints = {id(target): (target, found) for target, found in self._hints}
+        return _assemble, (self.name, flat, ends, self.functions, [*hints.values()])
 
 
 def program_of(blob: bytes) -> Program:
@@ -86,7 +94,14 @@ def _flat(node: Node, places: Mapping[int, int]) -> _FlatNode:
     return node.logic, ports, node.outputs, node.location, node.options, node.origin
 
 
-def _assemble(name: str, flat: Sequence[_FlatNode], ends: Sequence[int], functions: Any) -> Program:
+def _assemble(
+    name: str,
+    flat: Sequence[_FlatNode],
+    ends: Sequence[int],
+    functions: Any,
+    hints: list[Resolved],
+) -> Program:
+    remember_hints(hints)
     nodes: list[Node] = []
     for logic, flat_ports, outputs, location, options, origin in flat:
         ports = tuple(
@@ -94,4 +109,4 @@ def _assemble(name: str, flat: Sequence[_FlatNode], ends: Sequence[int], functio
             for taps, exchange, keys in flat_ports
         )
         nodes.append(Node(logic, ports, outputs, location, options, origin))
-    return Program(name, tuple(nodes[place] for place in ends), functions)
+    return Program(name, tuple(nodes[place] for place in ends), functions, hints)

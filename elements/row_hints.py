@@ -4,6 +4,7 @@
 globals and with the locals of those frames of the present call stack that define the object, so
 that classes made inside a test or a notebook cell resolve. Hints must therefore be resolved while
 the defining frame is alive: when a class is created or a stream method is called, not later.
+What was resolved can travel with a program that is planned again in another process.
 """
 
 from __future__ import annotations
@@ -11,10 +12,34 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from .errors import PlanError
+
+Resolved = tuple[Any, dict[str, Any]]
+"""A class or function, and its hints."""
+_recorder: ContextVar[list[Resolved] | None] = ContextVar("recorder", default=None)
+_remembered: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def recorded_hints() -> Iterator[list[Resolved]]:
+    """All that is resolved inside the `with`, for a process without the defining frames."""
+    found: list[Resolved] = []
+    token = _recorder.set(found)
+    try:
+        yield found
+    finally:
+        _recorder.reset(token)
+
+
+def remember_hints(resolved: Iterable[Resolved]) -> None:
+    """Take over what another process has recorded of objects that came from there."""
+    _remembered.update(resolved)
 
 
 def class_hints(cls: type[Any], local: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -49,6 +74,18 @@ def function_hints(
 
 
 def _resolved(target: Any, qualname: str, local: dict[str, Any] | None) -> dict[str, Any]:
+    # Of a bound method the function: methods are made anew at each look.
+    target = getattr(target, "__func__", target)
+    hints = _remembered.get(target)
+    if hints is None:
+        hints = _evaluated(target, qualname, local)
+    recorder = _recorder.get()
+    if recorder is not None:
+        recorder.append((target, hints))
+    return dict(hints)
+
+
+def _evaluated(target: Any, qualname: str, local: dict[str, Any] | None) -> dict[str, Any]:
     names = {**_frame_locals(qualname), **(local or {})}
     try:
         return typing.get_type_hints(target, localns=names, include_extras=True)
@@ -70,7 +107,7 @@ def _frame_locals(qualname: str) -> dict[str, Any]:
         if parts[end] == "<locals>":
             enclosing.append(".".join(parts[:end]))
     found: dict[str, dict[str, Any]] = {}
-    frame = sys._getframe(2)
+    frame = sys._getframe(3)
     while frame is not None and enclosing:
         name = frame.f_code.co_qualname
         if name in enclosing and name not in found:

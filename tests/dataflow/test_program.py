@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,3 +122,55 @@ def test_a_long_program_travels() -> None:
 def test_other_bytes_are_no_program() -> None:
     with pytest.raises(PlanError, match="hold a int, not a program"):
         program_of(pickle.dumps(3))
+
+
+SCRIPT = """
+from __future__ import annotations
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Iterator
+import penstock as ps
+from penstock.dataflow.program import Program
+
+@dataclass
+class Reading:
+    at: datetime
+    price: Decimal
+
+@dataclass
+class Kept:
+    at: datetime
+    price: Decimal
+
+def keep(row: Reading) -> Iterator[Kept]:
+    yield Kept(row.at, row.price)
+
+class Last(ps.KeyedOperator[Kept, Kept]):
+    last = ps.ValueState(Kept, default=None)
+    def process(self, key: datetime, row: Kept, ctx: ps.Context) -> Iterator[Kept]:
+        yield row
+
+@ps.source
+def readings(position: int | None) -> Iterator[tuple[Reading, int]]:
+    yield Reading(datetime(2024, 1, 1), Decimal(1)), 1
+
+p = ps.Pipeline("script")
+kept = p.source(readings()).flat_map(keep)
+kept.key_by("at").process(Last()).sink(ps.StdoutSink())
+program = Program(p.name, tuple(p._ends), p.functions)
+sys.stdout.buffer.write(program.to_bytes())
+"""
+
+
+def test_a_script_is_planned_where_its_names_mean_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run([sys.executable, script], check=True, capture_output=True)
+    plan = program_of(done.stdout).plan(2).plan
+    assert [op.name for vertex in plan.vertices for op in vertex.operators] == [
+        "readings", "keep", "last", "stdout_sink"
+    ]  # fmt: skip
+    # Planned here, it is sent on to subtasks.
+    assert program_of(program_of(done.stdout).to_bytes()).plan(1).plan.name == "script"
