@@ -12,6 +12,7 @@ from penstock.operators.python_operator import Operator
 from penstock.operators.windows.descriptors import (
     CountWindow,
     Cumulate,
+    GlobalWindow,
     Hop,
     Session,
     Tumble,
@@ -68,22 +69,39 @@ class KeyedStream(KeyedAggregates, KeyedAnalytics, Generic[T]):
         return stream._made(KeyedLogic(operator, self.keys), ports, location, options)
 
     def window(
-        self, window: Window, *, allowed_lateness: Duration | None = None
+        self,
+        window: Window,
+        *,
+        allowed_lateness: Duration | None = None,
+        early: Duration | None = None,
+        refine: bool = False,
     ) -> WindowedStream[T]:
-        """Cut each key's rows into windows: ps.tumble, hop, session, cumulate, count_window.
+        """Cut each key's rows into windows: ps.tumble, hop, session, cumulate, count_window,
+        global_window.
 
-        Rows up to `allowed_lateness` behind the watermark still count, and correct results.
+        Rows up to `allowed_lateness` behind the watermark still count, and correct results: these
+        are given again, or with `refine` taken back and given anew, as an updating stream. With
+        `early="10 seconds"` so are results so far, that often, before a window is complete.
         """
-        return windowed(self, window, allowed_lateness, user_location())
+        return windowed(self, window, allowed_lateness, early, refine, user_location())
 
 
 class WindowedStream(WindowAnalytics, Generic[T]):
     """Rows by key and window, waiting for aggregate()."""
 
-    def __init__(self, keyed: KeyedStream[T], window: Window, lateness_ns: int) -> None:
+    def __init__(
+        self,
+        keyed: KeyedStream[T],
+        window: Window,
+        lateness_ns: int,
+        early_ns: int | None = None,
+        refines: bool = False,
+    ) -> None:
         self._keyed = keyed
         self._window = window
         self._lateness_ns = lateness_ns
+        self._early_ns = early_ns
+        self._refines = refines
 
     def aggregate(self, **items: ExprLike) -> Stream[Any]:
         """One row per key and window: keys, `window_start`, `window_end`, and the items.
@@ -102,6 +120,8 @@ class WindowedStream(WindowAnalytics, Generic[T]):
             self._lateness_ns,
             stream._pipeline.functions,
             location,
+            self._early_ns,
+            self._refines,
         )
         keys = self._keyed.keys
         port = Port(stream._taps, "hash" if keys else "none", keys)
@@ -109,26 +129,47 @@ class WindowedStream(WindowAnalytics, Generic[T]):
 
 
 def windowed(
-    keyed: KeyedStream[T], window: Any, allowed_lateness: Duration | None, location: str
+    keyed: KeyedStream[T],
+    window: Any,
+    allowed_lateness: Duration | None,
+    early: Duration | None,
+    refine: bool,
+    location: str,
 ) -> WindowedStream[T]:
     """The windows of a keyed stream, or of a whole one, which has no keys."""
-    if not isinstance(window, (Tumble, Hop, Cumulate, Session, CountWindow)):
+    if not isinstance(window, (Tumble, Hop, Cumulate, Session, CountWindow, GlobalWindow)):
         raise plan_error(
             "window",
             f"{window!r} is not a window",
             location,
-            'There are ps.tumble("1 hour"), ps.hop, ps.session, ps.cumulate, ps.count_window.',
+            'There are ps.tumble("1 hour"), ps.hop, ps.session, ps.cumulate, ps.count_window,'
+            " ps.global_window.",
         )
-    require_event_time(keyed._stream, f"window({window.text})", location)
-    lateness_ns = 0
-    if allowed_lateness is not None:
-        try:
-            lateness_ns = duration_ns(allowed_lateness, "window(allowed_lateness=)")
-        except PlanError as error:
-            raise at_line(error, location) from None
-        if lateness_ns < 0:
-            raise plan_error("window", "allowed_lateness cannot be negative", location)
-    return WindowedStream(keyed, window, lateness_ns)
+    if not isinstance(window, GlobalWindow):
+        require_event_time(keyed._stream, f"window({window.text})", location)
+    elif allowed_lateness is not None:
+        raise plan_error("window", "no row is too late for a global window", location)
+    if (early is not None or refine) and not isinstance(window, (Tumble, Hop, Cumulate)):
+        raise plan_error(
+            f"window({window.text})",
+            "early= and refine= are for ps.tumble, ps.hop and ps.cumulate",
+            location,
+        )
+    lateness_ns = _duration(allowed_lateness, "allowed_lateness", location) or 0
+    early_ns = _duration(early, "early", location)
+    return WindowedStream(keyed, window, lateness_ns, early_ns, refine)
+
+
+def _duration(value: Duration | None, name: str, location: str) -> int | None:
+    if value is None:
+        return None
+    try:
+        found = duration_ns(value, f"window({name}=)")
+    except PlanError as error:
+        raise at_line(error, location) from None
+    if found < 0:
+        raise plan_error("window", f"{name} cannot be negative", location)
+    return found
 
 
 def require_event_time(stream: Stream[Any], who: str, location: str) -> None:

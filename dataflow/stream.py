@@ -223,12 +223,18 @@ class Stream(StreamAggregates, StreamJoins, StreamAnalytics, Generic[T]):
         return KeyedStream(self, tuple(keys))
 
     def window(
-        self, window: Window, *, allowed_lateness: Duration | None = None
+        self,
+        window: Window,
+        *,
+        allowed_lateness: Duration | None = None,
+        early: Duration | None = None,
+        refine: bool = False,
     ) -> WindowedStream[T]:
         """Windows over all rows, whatever their key; they meet in one subtask. See key_by()."""
         from .keyed_stream import KeyedStream, windowed
 
-        return windowed(KeyedStream(self, ()), window, allowed_lateness, user_location())
+        keyed = KeyedStream(self, ())
+        return windowed(keyed, window, allowed_lateness, early, refine, user_location())
 
     def union(self, *others: Stream[Any]) -> Stream[T]:
         """The rows of all streams, which have the same columns; in no particular order."""

@@ -38,6 +38,7 @@ def folds_first(node: Node, needs: Needs) -> bool:
         return logic.calls(node.ports[0].schema).foldable
     return (
         isinstance(logic, WindowLogic)
+        and not logic.updating
         and isinstance(logic.window, PaneWindow)
         and logic.aggregation(node.ports[0].schema).associative
         and LATE not in needs.outputs.get(id(node), {})

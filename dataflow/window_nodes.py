@@ -15,8 +15,17 @@ from penstock.operators.aggregates import Aggregation
 from penstock.operators.processor import LATE, MAIN, Processor
 from penstock.operators.windows.aggregate import WindowAggregateProcessor
 from penstock.operators.windows.count import CountAggregateProcessor
-from penstock.operators.windows.descriptors import CountWindow, Cumulate, Hop, Session, Tumble
+from penstock.operators.windows.descriptors import (
+    CountWindow,
+    Cumulate,
+    GlobalWindow,
+    Hop,
+    Session,
+    Tumble,
+)
+from penstock.operators.windows.global_window import GlobalWindowProcessor
 from penstock.operators.windows.sessions import SessionAggregateProcessor
+from penstock.operators.windows.updating import UpdatingWindowProcessor
 
 from .graph import BuildContext, Columns, Logic
 
@@ -31,6 +40,9 @@ class WindowLogic(Logic):
     lateness_ns: int
     functions: Any
     location: str
+    early_ns: int | None = None
+    refines: bool = False
+    """Late rows refine what was given, instead of its being given again; so they do if early."""
     kind = "aggregate"
     stateful = True
     identity_rule = "class"
@@ -49,7 +61,23 @@ class WindowLogic(Logic):
         """What is computed of rows of `schema`."""
         return Aggregation(dict(self.items), schema, self.functions, self.who, self.location)
 
+    @property
+    def updating(self) -> bool:
+        """Whether results are taken back."""
+        return self.refines or self.early_ns is not None
+
     def _make(self, schema: pa.Schema) -> Any:
+        if self.updating:
+            return UpdatingWindowProcessor(
+                self.window,
+                self.keys,
+                self.aggregation(schema),
+                schema,
+                self.early_ns,
+                self.lateness_ns,
+                self.who,
+                self.location,
+            )
         return make_window(
             self.window,
             self.keys,
@@ -63,8 +91,12 @@ class WindowLogic(Logic):
     def outputs(self, inputs: Sequence[pa.Schema]) -> dict[str, pa.Schema]:
         """Results, and late rows as they came."""
         results = {MAIN: self._make(inputs[0]).out_schema}
-        # Windows of so many rows know no lateness.
-        return results if isinstance(self.window, CountWindow) else {**results, LATE: inputs[0]}
+        # Windows of so many rows, or of all, know no lateness.
+        return (
+            results
+            if isinstance(self.window, (CountWindow, GlobalWindow))
+            else {**results, LATE: inputs[0]}
+        )
 
     @property
     def parallelism_max(self) -> int | None:  # type: ignore[override]
@@ -87,7 +119,8 @@ class WindowLogic(Logic):
         """Window, aggregates and key: with others its state would mean something else."""
         # Lateness may change: it bounds what is kept, not what it means.
         items = "; ".join(f"{name}={canonical(text)}" for name, text in self.items)
-        return (self.window.text, items, ", ".join(self.keys))
+        kept = ("updating",) if self.updating else ()
+        return (self.window.text, items, ", ".join(self.keys), *kept)
 
     def describe(self) -> str:
         """Window, key, aggregates."""
@@ -116,6 +149,8 @@ def make_window(
         )
     if isinstance(window, CountWindow):
         return CountAggregateProcessor(window, keys, aggregation, schema, who, location)
+    if isinstance(window, GlobalWindow):
+        return GlobalWindowProcessor(window, keys, aggregation, schema, who, location)
     raise PlanError(f"{who}: {window!r} is not a window")
 
 

@@ -25,6 +25,7 @@ from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX
 
 from .aggregates import Aggregation
 from .event_times import TIME_FIELD, time_array, times_of
+from .grouping import Groups, group_rows
 from .processor import Processor, ProcessorContext
 from .updating_calls import UpdatingCalls
 from .updating_groups import LiveGroups, Slots
@@ -51,7 +52,7 @@ class UpdatingAggregateProcessor(Processor):
         partial_input: bool = False,
     ) -> None:
         """`ttl_ns` None: groups are kept for ever. `rows_schema` is that of the rows themselves."""
-        fields = [rows_schema.field(name) for name in keys]
+        fields = self.group_fields([rows_schema.field(name) for name in keys])
         self._keys: pa.Schema = pa.schema(fields or [ONLY_KEY])
         self._keyless = not fields
         self._timed = TIME_COLUMN in rows_schema.names
@@ -61,7 +62,7 @@ class UpdatingAggregateProcessor(Processor):
         if partial_input:
             assert self._calls.foldable
             self.in_schema = folded_schema(rows_schema, keys, self._calls)
-        names = [*keys, *aggregation.results.names]
+        names = [*(field.name for field in fields), *aggregation.results.names]
         for name in names:
             if names.count(name) > 1:
                 said = f'{who}: two result columns are called "{name}"  {location}'
@@ -73,6 +74,10 @@ class UpdatingAggregateProcessor(Processor):
         self._kinds = aggregation.results.types
         self._ttl_ns = ttl_ns
         self._flush_ns = flush_ns
+
+    def group_fields(self, keys: list[pa.Field]) -> list[pa.Field]:
+        """What tells groups apart: the keys."""
+        return keys
 
     def open(self, ctx: ProcessorContext) -> None:
         """Find the groups of the checkpoint."""
@@ -91,12 +96,15 @@ class UpdatingAggregateProcessor(Processor):
         self._sweep_at: int | None = None
         live = self._groups.index.live
         if len(live):
-            # Changes were given before the cut: readers have what the accumulators say.
-            found = self._results(live)
-            there = np.flatnonzero(self._rows(live) > 0)
-            at = pa.array(there)
-            self._groups.give(live[there], [column.take(at) for column in found])
+            self._had_given(live)
             self._expect(int(self._groups.touched[live].min()))
+
+    def _had_given(self, live: Slots) -> None:
+        """Changes were given before the cut: readers have what the accumulators say."""
+        found = self._results(live)
+        there = np.flatnonzero(self._rows(live) > 0)
+        at = pa.array(there)
+        self._groups.give(live[there], [column.take(at) for column in found])
 
     def _hashes(self, keys: pa.RecordBatch) -> Hashes:
         return hash_arrays([] if self._keyless else keys.columns, keys.num_rows)
@@ -107,10 +115,15 @@ class UpdatingAggregateProcessor(Processor):
         """Add rows to their groups."""
         if not batch.num_rows:
             return
-        keys = self._keys_of(batch)
+        times = times_of(batch) if self._timed else self._now(batch.num_rows)
+        self._add(batch, self._keys_of(batch), times, times)
+        if not self._flush_ns:
+            self._flush()
+
+    def _add(self, batch: pa.RecordBatch, keys: pa.RecordBatch, times: Slots, ages: Slots) -> None:
+        """Add rows to the groups of `keys`; a group is as old as the greatest of its `ages`."""
         hashes = self._hashes(keys)
         slots, groups, distinct, fresh = self._groups.slots_of(keys, hashes)
-        times = times_of(batch) if self._timed else self._now(batch.num_rows)
         if self._partial:
             parts = self._calls.merge(
                 groups, [batch.column(field.name) for field in self._calls.stored]
@@ -121,14 +134,12 @@ class UpdatingAggregateProcessor(Processor):
             parts = self._calls.from_rows(groups, arguments, times, weights)
             for values, (argument, _) in zip(self._values, self._calls.values, strict=True):
                 values.add(slots, keys, hashes, arguments[argument], weights)
-        touched = groups.reduce(np.maximum, times) if self._timed else times[: groups.count]
+        touched = groups.reduce(np.maximum, ages) if self._timed else ages[: groups.count]
         self._groups.merge(distinct, fresh, parts, touched)
         if fresh.any():
             self._expect(int(touched[fresh].min()))
         if self._flush_at is None:
             self._flush_at = self._ctx.clock.wall_ns() + self._flush_ns
-        if not self._flush_ns:
-            self._flush()
 
     def _keys_of(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         if not self._keyless:
@@ -136,6 +147,9 @@ class UpdatingAggregateProcessor(Processor):
         return pa.RecordBatch.from_arrays(
             [pa.array(np.zeros(batch.num_rows, np.int8))], schema=self._keys
         )
+
+    def _groups_of(self, keys: pa.RecordBatch) -> Groups:
+        return group_rows([] if self._keyless else keys.columns, keys.num_rows)
 
     def _now(self, rows: int) -> Slots:
         return np.full(rows, self._ctx.clock.wall_ns(), np.int64)
@@ -145,10 +159,12 @@ class UpdatingAggregateProcessor(Processor):
     def _flush(self) -> None:
         """Give what has changed."""
         self._flush_at = None
-        slots = self._groups.changed.take()
+        self._give(np.sort(self._groups.changed.take()))
+
+    def _give(self, slots: Slots) -> None:
+        """Give the changes of these groups."""
         if not len(slots):
             return
-        slots = np.sort(slots)
         results = self._results(slots)
         there = self._rows(slots) > 0
         had = self._groups.is_given[slots]
@@ -254,6 +270,9 @@ class UpdatingAggregateProcessor(Processor):
     def before_snapshot(self, checkpoint_id: int) -> None:
         """Give changes, so that readers have what state says; then bring groups into state."""
         self._flush()
+        self._save()
+
+    def _save(self) -> None:
         for values in self._values:
             values.save()
         self._groups.save()

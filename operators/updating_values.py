@@ -64,7 +64,7 @@ class LiveValues:
         if not len(values):
             return
         both = pa.RecordBatch.from_arrays([*keys.columns, values], schema=self._schema)
-        slots, new = self._index.add(both, _within_group(hashes, values))
+        slots, new = self._index.add(both, within_group(hashes, values))
         self._room()
         fresh = slots[new]
         self._times[fresh], self._saved[fresh] = 0, False
@@ -135,10 +135,10 @@ class LiveValues:
             self._saved[slots] = True
 
     def _hashes(self, both: pa.RecordBatch) -> Hashes:
-        return _within_group(self._hashes_of(both.select(self._keys.names)), both.column(VALUE))
+        return within_group(self._hashes_of(both.select(self._keys.names)), both.column(VALUE))
 
 
-def _within_group(hashes: Hashes, values: pa.Array) -> Hashes:
+def within_group(hashes: Hashes, values: pa.Array) -> Hashes:
     """Hashes of (key, value) that are routed as the key is."""
     mixed = (hashes * SPREAD) ^ hash_array(values)
     mixed *= SPREAD

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from .descriptors import (
+    Calendar,
     CountWindow,
     Cumulate,
+    GlobalWindow,
     Hop,
     Session,
     Tumble,
     Window,
     count_window,
     cumulate,
+    global_window,
     hop,
     session,
     tumble,
 )
 
 __all__ = [
+    "Calendar",
     "CountWindow",
     "Cumulate",
+    "GlobalWindow",
     "Hop",
     "Session",
     "Tumble",
     "Window",
     "count_window",
     "cumulate",
+    "global_window",
     "hop",
     "session",
     "tumble",

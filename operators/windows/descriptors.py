@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from penstock.elements.durations import Duration, duration_ns
+from penstock.elements.durations import FOREVER, Duration, duration_ns
 from penstock.elements.errors import PlanError
 
 _CALENDAR = re.compile(r"\s*(?:(\d+)\s*)?(day|week|month|quarter|year)s?\s*")
+_ROWS = re.compile(r"\s*(\d+)\s*rows?\s*")
 _DAYS = {"day": 1, "week": 7, "month": 30, "quarter": 91, "year": 365}
 WINDOWS_PER_ROW_MAX = 10_000
 """A hop this fine is taken for a mistake: each row would count in that many windows."""
@@ -73,8 +74,21 @@ class CountWindow:
     text: str = "count_window"
 
 
+@dataclass(frozen=True)
+class GlobalWindow:
+    """Per key, all rows; given by number of rows or by an interval of processing time.
+
+    `ttl_ns` None: keys are kept for ever.
+    """
+
+    trigger_rows: int | None
+    trigger_ns: int | None
+    ttl_ns: int | None
+    text: str = "global_window"
+
+
 PaneWindow = Tumble | Hop | Cumulate
-Window = Tumble | Hop | Cumulate | Session | CountWindow
+Window = Tumble | Hop | Cumulate | Session | CountWindow | GlobalWindow
 
 
 def tumble(size: Duration, *, offset: Duration = "0 s", timezone: str | None = None) -> Tumble:
@@ -135,6 +149,24 @@ def count_window(rows: int) -> CountWindow:
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise PlanError(f"count_window({rows!r}): give a number of rows, 1 or more")
     return CountWindow(rows, f"count_window {rows}")
+
+
+def global_window(*, trigger: Duration, ttl: Duration) -> GlobalWindow:
+    """Per key, all rows so far, given whenever the trigger fires: `trigger="100 rows"` with each
+    100th row of a key, `trigger="10 seconds"` in that interval of the wall clock if it has changed.
+
+    Keys that had no row for `ttl` begin anew; ps.FOREVER keeps them. Which rows come first can
+    differ from run to run, and so can what is given on the way.
+    """
+    ttl_ns = None if ttl == FOREVER else _positive(ttl, "global_window(ttl)")
+    rows = _ROWS.fullmatch(trigger) if isinstance(trigger, str) else None
+    text = f"global_window every {trigger}"
+    if rows is None:
+        interval_ns = _positive(trigger, 'global_window(trigger="100 rows" or an interval)')
+        return GlobalWindow(None, interval_ns, ttl_ns, text)
+    if int(rows[1]) < 1:
+        raise PlanError(f"global_window(trigger={trigger!r}): give a number of rows, 1 or more")
+    return GlobalWindow(int(rows[1]), None, ttl_ns, text)
 
 
 def _calendar(count: int, unit: str, size: Duration, offset: Duration, zone: str) -> Calendar:

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from penstock.operators.windows.descriptors import (
         count_window,
         cumulate,
+        global_window,
         hop,
         session,
         tumble,
@@ -103,7 +104,14 @@ _WHERE = {
     "operators.sink": ("Sink",),
     "operators.source": ("Split",),
     "operators.source_adapters": ("Source", "source"),
-    "operators.windows.descriptors": ("count_window", "cumulate", "hop", "session", "tumble"),
+    "operators.windows.descriptors": (
+        "count_window",
+        "cumulate",
+        "global_window",
+        "hop",
+        "session",
+        "tumble",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -152,6 +160,7 @@ __all__ = [
     "count_window",
     "cumulate",
     "expr",
+    "global_window",
     "hop",
     "session",
     "source",

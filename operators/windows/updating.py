@@ -1,0 +1,165 @@
+"""Windows whose results are given early and refined late: an updating stream.
+
+1. Every `early_ns` of processing time, and before each cut, windows that have changed give what
+   they have so far; what they gave before is taken back. Without it nothing is given early.
+2. When the watermark reaches a window's end - 1 its result is given; within the lateness allowed
+   behind that late rows refine it, at the next watermark or cut. Then it is final and forgotten.
+3. A row that is too late for all its windows goes to LATE as it came.
+`_time` is the window's end - 1, or just behind the watermark when that has passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from penstock.elements.hash import Hashes, hash_arrays
+from penstock.elements.signals import WATERMARK_MAX, WATERMARK_MIN
+from penstock.operators.aggregates import Aggregation
+from penstock.operators.event_times import TIME_TYPE, time_array, times_of
+from penstock.operators.processor import LATE, ProcessorContext
+from penstock.operators.updating_aggregate import UpdatingAggregateProcessor
+from penstock.operators.updating_groups import Slots
+from penstock.operators.updating_values import within_group
+
+from .assign import PaneGrid, expand, grid_of
+from .descriptors import PaneWindow
+from .results import END, START
+
+
+class UpdatingWindowProcessor(UpdatingAggregateProcessor):
+    """Input: rows with `_time`. Outputs: MAIN with `out_schema`, LATE with `in_schema`.
+
+    A group is a key in a window; it is as old as the window's last instant.
+    """
+
+    def __init__(
+        self,
+        window: PaneWindow,
+        keys: Sequence[str],
+        aggregation: Aggregation,
+        in_schema: pa.Schema,
+        early_ns: int | None,
+        lateness_ns: int = 0,
+        who: str = "aggregate",
+        location: str = "",
+    ) -> None:
+        """`early_ns` None: windows give their results when they are complete."""
+        super().__init__(keys, aggregation, in_schema, None, early_ns or 0, who, location)
+        self._user_keys = list(keys)
+        self._grid: PaneGrid = grid_of(window)
+        self._early = early_ns is not None
+        self._lateness_ns = lateness_ns
+
+    def group_fields(self, keys: list[pa.Field]) -> list[pa.Field]:
+        """The keys and the window."""
+        bounds = [pa.field(name, TIME_TYPE, nullable=False) for name in (START, END)]
+        return [*keys, *bounds]
+
+    def open(self, ctx: ProcessorContext) -> None:
+        """Find the windows of the checkpoint."""
+        super().open(ctx)
+        live = self._groups.index.live
+        ages = self._groups.touched[live]
+        waiting = ~self._groups.is_given[live]
+        self._groups.changed.add(live[waiting])
+        self._next_end = _least(ages[waiting])
+        self._next_gone = _least(ages)
+
+    def _had_given(self, live: Slots) -> None:
+        if not self._early:
+            live = live[self._groups.touched[live] <= self._watermark]
+        super()._had_given(live)
+
+    def _hashes(self, keys: pa.RecordBatch) -> Hashes:
+        # Windows of a key go where the key's rows are routed.
+        routed = hash_arrays([keys.column(name) for name in self._user_keys], keys.num_rows)
+        return within_group(routed, keys.column(END))
+
+    # Rows -------------------------------------------------------------------------------------
+
+    def process(self, batch: pa.RecordBatch, port: int) -> None:
+        """Count rows in their windows; send those on that are too late for all."""
+        grid = self._grid
+        panes = grid.panes(times_of(batch))
+        if grid.block_ns > grid.size_ns:
+            # Windows with gaps between them: what falls into a gap belongs to no window.
+            inside = grid.first_ends(panes) <= grid.last_ends(panes)
+            batch, panes = batch.filter(pa.array(inside)), panes[inside]
+        late = panes < grid.unused_before(self._watermark, self._lateness_ns)
+        if late.any():
+            rows = batch.filter(pa.array(late))
+            self._ctx.count("late", rows.num_rows)
+            self._ctx.collect(rows, LATE)
+            batch, panes = batch.filter(pa.array(~late)), panes[~late]
+        if batch.num_rows:
+            self._expand(batch, panes)
+
+    def _expand(self, batch: pa.RecordBatch, panes: Slots) -> None:
+        after = WATERMARK_MIN
+        if self._watermark != WATERMARK_MIN:
+            after = self._watermark - self._lateness_ns + 1
+        rows, ends = expand(self._grid, panes, after, WATERMARK_MAX)
+        if not len(rows):
+            return
+        if not self._grid.single:
+            batch = batch.take(pa.array(rows))
+        keys = [batch.column(name) for name in self._user_keys]
+        bounds = [time_array(self._grid.starts(ends)), time_array(ends)]
+        grouped = pa.RecordBatch.from_arrays([*keys, *bounds], schema=self._keys)
+        self._add(batch, grouped, times_of(batch), ends - 1)
+        first = int(ends.min()) - 1
+        self._next_end, self._next_gone = min(self._next_end, first), min(self._next_gone, first)
+        if self._early and not self._flush_ns:
+            self._flush()
+
+    # Time -------------------------------------------------------------------------------------
+
+    def on_watermark(self, watermark: int) -> None:
+        """Give what is complete, refine what was; forget what is final."""
+        if watermark == WATERMARK_MAX:
+            self._flush()
+        else:
+            self._give_complete(watermark)
+            if watermark - self._lateness_ns >= self._next_gone:
+                live = self._groups.index.live
+                ages = self._groups.touched[live]
+                final = ages <= watermark - self._lateness_ns
+                self._forget(live[final])
+                self._next_gone = _least(ages[~final])
+        self._watermark = max(self._watermark, watermark)
+
+    def _give_complete(self, watermark: int) -> None:
+        if watermark < self._next_end:
+            return
+        slots = self._groups.changed.take()
+        ages = self._groups.touched[slots]
+        due = ages <= watermark
+        self._groups.changed.add(slots[~due])
+        self._next_end = _least(ages[~due])
+        slots = slots[due]
+        # In the order of their ends, as windows that are given once.
+        self._give(slots[np.lexsort((slots, ages[due]))])
+
+    def next_wakeup_ns(self) -> int | None:
+        """When to give early results."""
+        return super().next_wakeup_ns() if self._early else None
+
+    def on_processing_time(self, now_ns: int) -> None:
+        """Give early results."""
+        if self._early:
+            super().on_processing_time(now_ns)
+
+    def before_snapshot(self, checkpoint_id: int) -> None:
+        """Give what readers must have, if state is to say what they have; then keep the windows."""
+        if not self._early:
+            self._give_complete(self._watermark)
+            self._save()
+        else:
+            super().before_snapshot(checkpoint_id)
+
+
+def _least(ages: Slots) -> int:
+    return int(ages.min()) if len(ages) else WATERMARK_MAX
