@@ -136,31 +136,45 @@ def join_streams(
     options: Options,
 ) -> Stream[Any]:
     """The joined stream; raises PlanError of the user's line."""
-    if not isinstance(right, Stream):
-        raise plan_error("join", f"{type(right).__name__} is not a stream", location)
-    left._require_same_pipeline(right, "join", location)
+    right = other_stream(left, right, "join", location)
     if how not in KINDS:
         raise plan_error("join", f"how={how!r}; there are {', '.join(KINDS)}", location)
     try:
         bound = _bound(bounds, location)
     except PlanError as error:
         raise at_line(error, location) from None
-    names = [on] if isinstance(on, str) else list(on)
-    keys = check_keys(names, left._schema, "join(on=), left stream", location)
-    if check_keys(keys, right._schema, "join(on=), right stream", location) != keys:
-        raise plan_error("join", "the keys have different names on the two sides", location)
+    keys = join_keys(left, right, on, "join", location)
     who = f"join({bound.text})"
     timed = [has_time(stream._schema) for stream in (left, right)]
     if bound.kind != "ttl" or timed[0] != timed[1]:
         for stream in (left, right):
             require_event_time(stream, who, location)
     if how not in ONE_SIDED or where is not None:
-        _refuse_equal_names(left, right, keys, location)
-    left, right = _one_key_type(left, right, keys, location)
+        refuse_equal_names(left, right, keys, location)
+    left, right = one_key_type(left, right, keys, location)
     ports = [Port(left._taps, "hash", tuple(keys)), Port(right._taps, "hash", tuple(keys))]
     functions = left._pipeline.functions
     logic = JoinLogic(tuple(keys), how, bound, location, where, functions)
     return left._made(logic, ports, location, options)
+
+
+def other_stream(left: Stream[Any], right: Any, who: str, location: str) -> Stream[Any]:
+    """`right`, if it is a stream of the same pipeline."""
+    if not isinstance(right, Stream):
+        raise plan_error(who, f"{type(right).__name__} is not a stream", location)
+    left._require_same_pipeline(right, who, location)
+    return right
+
+
+def join_keys(
+    left: Stream[Any], right: Stream[Any], on: str | Sequence[str], who: str, location: str
+) -> list[str]:
+    """The key columns, which both streams have."""
+    names = [on] if isinstance(on, str) else list(on)
+    keys = check_keys(names, left._schema, f"{who}(on=), left stream", location)
+    if check_keys(keys, right._schema, f"{who}(on=), right stream", location) != keys:
+        raise plan_error(who, "the keys have different names on the two sides", location)
+    return keys
 
 
 def _bound(bounds: Mapping[str, Any], location: str) -> Bound:
@@ -210,9 +224,10 @@ def _within(value: Any, location: str) -> Bound:
     return Bound("within", low_ns=low_ns, high_ns=high_ns, text=text)
 
 
-def _refuse_equal_names(
+def refuse_equal_names(
     left: Stream[Any], right: Stream[Any], keys: Sequence[str], location: str
 ) -> None:
+    """Results have each column once, and none is renamed in silence."""
     theirs = set(user_columns(right._schema)) - set(keys)
     both = [name for name in user_columns(left._schema) if name in theirs]
     if both:
@@ -224,7 +239,7 @@ def _refuse_equal_names(
         )
 
 
-def _one_key_type(
+def one_key_type(
     left: Stream[Any], right: Stream[Any], keys: Sequence[str], location: str
 ) -> tuple[Stream[Any], Stream[Any]]:
     """Both streams with one key schema: what is hashed must be of one type (hazard 30)."""
