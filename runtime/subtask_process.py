@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
+import io
 import mmap
 import os
 import socket
@@ -127,6 +128,9 @@ def _live(sock: socket.socket, fork_server_pid: int) -> int:
 def _settle(told: Handover) -> None:
     """Make this process a place like the user's, for one thread of work."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Many subtasks write to one log: whole lines, and none lost when this one is killed.
+        sys.stdout.reconfigure(line_buffering=True)
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     # The legacy generator was forked with the server's state: all subtasks would draw alike.

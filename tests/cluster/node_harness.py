@@ -173,7 +173,7 @@ class Word:
 
 def say(row) -> Word:
     word = "x" * int(os.environ.get("TOY_NOISE", "0")) + os.environ.get("TOY_WORD", "quiet")
-    print("toy says", word, "in", os.getcwd(), flush=True)
+    print("toy says", word, "in", os.getcwd())
     return Word(word)
 """
 
