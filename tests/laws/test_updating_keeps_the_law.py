@@ -43,6 +43,21 @@ def of_everything() -> ps.Stream[Any]:
     return stream.aggregate(n="count(*)", big="count(*) FILTER (WHERE v > 50)", flush="20 ms")
 
 
+def early_and_refined() -> ps.Stream[Any]:
+    window = ps.hop("1 minute", every="40 seconds")
+    keyed = read(ps.Pipeline("law")).key_by("k").window(window, early="20 ms", refine=True)
+    return keyed.aggregate(n="count(*)", kinds="count(DISTINCT v)")
+
+
+def days_elsewhere() -> ps.Stream[Any]:
+    hours = (
+        read(ps.Pipeline("law"))
+        .key_by("k")
+        .window(ps.tumble("1 day", offset="5 min", timezone="Asia/Kathmandu"))
+    )
+    return hours.aggregate(n="count(*)", total="sum(v)")
+
+
 CASES: dict[Any, str] = {
     simple: "SELECT k, count(*), CAST(sum(v) AS BIGINT), avg(v), max(v) FROM t GROUP BY k",
     by_values: "SELECT k, count(DISTINCT v), CAST(median(v) AS DOUBLE) FROM t GROUP BY k",
@@ -50,6 +65,16 @@ CASES: dict[Any, str] = {
         SELECT n // 4, count(*), max(total), min(total), CAST(sum(total) AS BIGINT) FROM
         (SELECT v % 40, count(*) AS n, CAST(sum(v) AS BIGINT) AS total FROM t GROUP BY 1)
         GROUP BY 1""",
+    early_and_refined: """
+        SELECT k, s, s + INTERVAL 60 SECONDS, count(*), count(DISTINCT v)
+        FROM t, range(TIMESTAMPTZ '2024-01-01', TIMESTAMPTZ '2024-01-02', INTERVAL 40 SECONDS) w(s)
+        WHERE ts >= s AND ts < s + INTERVAL 60 SECONDS GROUP BY k, s
+        UNION ALL SELECT k, TIMESTAMPTZ '2023-12-31 23:59:20', TIMESTAMPTZ '2024-01-01 00:00:20',
+        count(*), count(DISTINCT v) FROM t WHERE ts < TIMESTAMPTZ '2024-01-01 00:00:20' GROUP BY k
+        """,
+    days_elsewhere: """
+        SELECT k, TIMESTAMPTZ '2023-12-31 18:20:00Z', TIMESTAMPTZ '2024-01-01 18:20:00Z',
+        count(*), CAST(sum(v) AS BIGINT) FROM t GROUP BY k""",
     of_everything: "SELECT count(*), count(*) FILTER (WHERE v > 50) FROM t WHERE v > 10",
 }
 
