@@ -5,6 +5,7 @@ Each class is a mixin of the stream it is named after; nodes are in analytics.py
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.elements.durations import Duration
@@ -189,6 +190,8 @@ class WindowAnalytics:
     _keyed: KeyedStream[Any]
     _window: Any
     _lateness_ns: int
+    _early_ns: int | None
+    _refines: bool
 
     def top(self, count: int, *, by: By, rank: str | None = None) -> Stream[Any]:
         """The first `count` rows per key and window, with `window_start` and `window_end`.
@@ -259,10 +262,10 @@ class WindowAnalytics:
                 location,
                 "Its windows are ps.tumble, ps.hop and ps.cumulate.",
             )
-        if self._lateness_ns:
+        if self._lateness_ns or self._early_ns is not None or self._refines:
             raise plan_error(
                 verb,
-                "allowed_lateness= corrects results, and rows once given stay",
+                "allowed_lateness=, early= and refine= correct results, and rows once given stay",
                 location,
                 "Leave it out and read  .late , or allow more disorder at the source.",
             )
@@ -277,6 +280,37 @@ class WindowAnalytics:
 
 class StreamAnalytics:
     """Methods of Stream."""
+
+    def map_async(
+        self,
+        function: Callable[[Any], Any],
+        *,
+        returns: Any = None,
+        ordered: bool = True,
+        concurrency: int = 100,
+        timeout: Duration | None = None,
+        retries: int = 0,
+        batch: int | None = None,
+        name: str | None = None,
+        parallelism: int | None = None,
+    ) -> Stream[Any]:
+        """One row in, one row out, by calls that take their time: `async def`, or a plain function
+        in threads.
+
+        Up to `concurrency` calls run at once in a subtask; `timeout` is that of one try, `retries`
+        how many follow. With `batch=n` it is given up to n rows as a frame, as in map_batches. Rows
+        in flight are in the checkpoint and called for again after a restart: calls happen at least
+        once, results exactly once. Unordered rows still do not overtake watermarks.
+        """
+        from .async_nodes import async_logic
+
+        location = user_location()
+        options = checked_options(name, parallelism, location)
+        logic = async_logic(
+            function, returns, ordered, concurrency, timeout, retries, batch, location
+        )
+        made: Stream[Any] = self._then(logic, location, options)  # type: ignore[attr-defined]
+        return made
 
     @property
     def excess(self) -> Stream[Any]:

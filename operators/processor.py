@@ -63,6 +63,10 @@ class ProcessorContext(Protocol):
         """Only for sources and watermark assigners: promise that later rows are later."""
         ...
 
+    def forward_watermark(self, watermark: int) -> None:
+        """Only with `holds_watermarks`: pass on one that on_watermark was given, in their order."""
+        ...
+
     def emit_idle(self) -> None:
         """Only for sources: nothing is expected for now (hazard 5)."""
         ...
@@ -78,6 +82,10 @@ class ProcessorContext(Protocol):
 
 class Processor(ABC):
     """One operator's logic in one subtask."""
+
+    holds_watermarks: bool = False
+    """True: rows may be in flight when on_watermark returns, so it passes watermarks on by itself,
+    by `ctx.forward_watermark`, behind the rows before them; all but WATERMARK_MAX."""
 
     def open(self, ctx: ProcessorContext) -> None:  # noqa: B027
         """Declare state, connect, load. State is already restored in `ctx.state`."""
@@ -95,6 +103,14 @@ class Processor(ABC):
 
     def on_processing_time(self, now_ns: int) -> None:  # noqa: B027
         """A wake-up that was asked for, or a `ctx.wake()`, has come."""
+
+    def busy(self) -> bool:
+        """Whether rows are in flight: the end, and idleness, are passed on when none are."""
+        return False
+
+    def saturated(self) -> bool:
+        """Whether it wants no rows for now: inputs are left unread until a wake-up changes it."""
+        return False
 
     def on_end(self) -> None:  # noqa: B027
         """No further input: flush. The runtime forwards END afterwards."""

@@ -79,6 +79,10 @@ class OperatorContext:
             self.watermark = watermark
             self.chain.forward_watermark(self.index, watermark)
 
+    def forward_watermark(self, watermark: int) -> None:
+        """One that was held goes on behind the rows that were in flight."""
+        self.chain.forward_watermark(self.index, watermark)
+
     def emit_idle(self) -> None:
         """A source is quiet: say so on all outputs of the subtask."""
         self.surroundings.emit_idle()
@@ -109,6 +113,8 @@ class Chain:
         self._processors = [spec.processor for spec in vertex.operators]
         head = self._processors[0]
         self._source = head if isinstance(head, SourceProcessor) else None
+        self._in_flight = [p for p in self._processors if p.holds_watermarks]
+        self._ended = -1
         self._channels = channels
         self._outputs = outputs
         self._clock = surroundings.clock
@@ -166,7 +172,8 @@ class Chain:
             return
         context.watermark = watermark
         self._processors[index].on_watermark(watermark)
-        self.forward_watermark(index, watermark)
+        if not self._processors[index].holds_watermarks:
+            self.forward_watermark(index, watermark)
 
     def forward_watermark(self, index: int, watermark: int) -> None:
         """Everything behind operator `index` learns the watermark after its rows."""
@@ -176,13 +183,30 @@ class Chain:
         if channels is not None:
             channels.watermark(watermark, self._clock.monotonic_ns())
 
-    def end(self) -> None:
-        """No further input: the last watermark, then each operator's flush, head to tail."""
-        for index, processor in enumerate(self._processors):
-            context = self.contexts[index]
-            context.watermark = WATERMARK_MAX
-            processor.on_watermark(WATERMARK_MAX)
-            processor.on_end()
+    def end(self) -> bool:
+        """No further input: the last watermark, then each operator's flush, head to tail.
+
+        False while an operator has rows in flight: call again when it has been woken.
+        """
+        while self._ended < len(self._processors):
+            if self._ended >= 0 and self._processors[self._ended].busy():
+                return False
+            self._ended += 1
+            if self._ended < len(self._processors):
+                self.contexts[self._ended].watermark = WATERMARK_MAX
+                self._processors[self._ended].on_watermark(WATERMARK_MAX)
+                self._processors[self._ended].on_end()
+        return True
+
+    @property
+    def busy(self) -> bool:
+        """Whether an operator has rows in flight."""
+        return any(processor.busy() for processor in self._in_flight)
+
+    @property
+    def saturated(self) -> bool:
+        """Whether an operator wants no rows for now."""
+        return any(processor.saturated() for processor in self._in_flight)
 
     def next_wakeup_ns(self) -> int | None:
         """The earliest wall time that any operator asked for; 0 if one was woken."""
@@ -210,7 +234,8 @@ class Chain:
     def announce(self, now_ns: int) -> None:
         """Repeat a restored source's promise: behind it nobody has heard it in this attempt."""
         for index, channels in self._channels.items():
-            channels.watermark(self.contexts[index].watermark, now_ns)
+            if not self._processors[index].holds_watermarks:
+                channels.watermark(self.contexts[index].watermark, now_ns)
 
     def watermarks(self) -> list[tuple[str, int]]:
         """Operator id and watermark, head to tail."""

@@ -91,7 +91,7 @@ class Subtask:
             run_id=setup.run_id,
             scratch_dir=setup.scratch_dir,
             wake=setup.doorbell.ring,
-            emit_idle=lambda: every.signal(Kind.IDLE),
+            emit_idle=self._go_idle,
         )
         self._chain = Chain(vertex, outputs, by_operator, surroundings, restored.backends)
         head = vertex.operators[0].processor
@@ -104,6 +104,8 @@ class Subtask:
         self._meter = Meter(setup.clock, setup.link, settings.statistics_interval_s)
         self._work: tuple[int, pa.RecordBatch] | None = None
         self._ended = False
+        self._ending = False
+        self._idle_due = False
         self._paused = False
         self._deferred: TriggerCheckpoint | None = None
         self._aligning_since_ns = 0
@@ -168,6 +170,13 @@ class Subtask:
         self._outputs.release_due(self._clock.monotonic_ns())
         if not self._outputs.flush():
             return worked
+        if self._ending:
+            # Rows are in flight: what comes of them goes on, and only then the end.
+            worked = self._tick() or worked
+            self._finish(flush=True)
+            return worked or self._ended
+        if self._chain.saturated:
+            return self._tick() or worked
         if self._work is not None:
             self._process_slice()
             return True
@@ -186,7 +195,15 @@ class Subtask:
             return False
         self._setup.progress.set("timer")
         self._chain.on_processing_time(now_ns)
+        if self._idle_due and not self._chain.busy:
+            self._go_idle()
         return True
+
+    def _go_idle(self) -> None:
+        """Tell the readers not to wait for this subtask, unless rows are still in flight here."""
+        self._idle_due = self._chain.busy
+        if not self._idle_due:
+            self._outputs.signal(Kind.IDLE)
 
     # Rows and signals --------------------------------------------------------------------------
 
@@ -194,6 +211,7 @@ class Subtask:
         kind = message.kind
         if kind is Kind.BATCH:
             assert message.batch is not None
+            self._idle_due = False
             self._follow(self._progress.on_active(channel))
             self._work = (self._gate.port(channel), message.batch)
             self._process_slice()
@@ -238,6 +256,7 @@ class Subtask:
         before = self._chain.contexts[0].counters["rows_out"]
         worked = self._source.poll(rows)
         if worked:
+            self._idle_due = False
             read = self._chain.contexts[0].counters["rows_out"] - before
             self._pace.measured(read, self._clock.monotonic_ns() - started_ns)
         else:
@@ -251,9 +270,10 @@ class Subtask:
             if isinstance(command, Advance) and command.again:
                 self._outputs.repeat_watermark()
             elif isinstance(command, Advance):
+                self._idle_due = False
                 self._chain.advance(command.watermark)
             elif isinstance(command, Idle):
-                self._outputs.signal(Kind.IDLE)
+                self._go_idle()
             else:
                 self._finish(flush=True)
 
@@ -261,9 +281,10 @@ class Subtask:
         """All inputs have ended: flush, pass END on, live on to answer checkpoints (hazard 9)."""
         if self._ended:
             return
-        if flush:
-            self._chain.end()
-        self._ended = True
+        if flush and not self._chain.end():
+            self._ending = True
+            return
+        self._ended, self._ending = True, False
         self._outputs.signal(Kind.END)
         # The last word on the counters: a short job ends before the interval does.
         self._meter.send(self._progress.watermark, self._chain)
@@ -321,13 +342,13 @@ class Subtask:
 
     def _watermarks(self) -> list[tuple[str, int]]:
         marks = self._chain.watermarks()
-        if self._ended and self._source is None:
+        if (self._ended or self._ending) and self._source is None:
             # What a changed program feeds it later must not all be late: not MAX.
             return [(operator_id, self._progress.watermark) for operator_id, _ in marks]
         return marks
 
     def _trigger(self, command: TriggerCheckpoint) -> None:
-        if self._source is None and not self._ended:
+        if self._source is None and not (self._ended or self._ending):
             # What was sent before END still lies in the channels: the cut is behind it.
             self._deferred = command
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import importlib
 import tempfile
+import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,9 @@ from penstock.elements.keygroup import ALL_GROUPS, owned_groups
 from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX, WATERMARK_MIN
 from penstock.operators.processor import DEAD, LATE, MAIN, Processor
 from penstock.state.backend import BackendFactory, RestoredState, Section, StateBackend
+
+SETTLE_S_MAX = 30.0
+"""How long a test waits for other threads before it fails."""
 
 
 class _Lease:
@@ -87,6 +91,12 @@ class HarnessContext:
         self._harness.sent_watermark = watermark
         self.watermark = watermark
 
+    def forward_watermark(self, watermark: int) -> None:
+        """A held watermark goes on: rows collected from now on lie behind it."""
+        assert self._harness.processor.holds_watermarks
+        assert watermark >= self._harness.sent_watermark
+        self._harness.sent_watermark = watermark
+
     def emit_idle(self) -> None:
         """Count it."""
         self._harness.idles += 1
@@ -94,6 +104,7 @@ class HarnessContext:
     def wake(self) -> None:
         """`tick` will call on_processing_time."""
         self._harness.woken = True
+        self._harness.bell.set()
 
     def count(self, metric: str, amount: int) -> None:
         """Add to `harness.counters`."""
@@ -134,6 +145,7 @@ class Harness:
         self.counters: dict[str, int] = defaultdict(int)
         self.idles = 0
         self.woken = False
+        self.bell = threading.Event()
         self.rows_behind_watermark = 0
         self.watermark = watermark
         self.sent_watermark = watermark
@@ -141,6 +153,7 @@ class Harness:
         self._taken: dict[str, list[pa.RecordBatch]] = defaultdict(list)
         self._settled: dict[str, int] = {}
         self._cut: tuple[list[Section], int] = (list(restored), watermark)
+        self._cut_sent = watermark
         self._open(list(restored))
 
     def _open(self, sections: list[Section]) -> None:
@@ -177,7 +190,8 @@ class Harness:
         assert watermark_ns >= self.watermark
         self.watermark = self.ctx.watermark = watermark_ns
         self.processor.on_watermark(watermark_ns)
-        self.sent_watermark = max(self.sent_watermark, watermark_ns)
+        if not self.processor.holds_watermarks or watermark_ns == WATERMARK_MAX:
+            self.sent_watermark = max(self.sent_watermark, watermark_ns)
         return self
 
     def tick(self, step_ns: int = 0) -> Harness:
@@ -190,8 +204,17 @@ class Harness:
             self.processor.on_processing_time(now_ns)
         return self
 
+    def settle(self) -> Harness:
+        """Wait until nothing is in flight, delivering what comes back from other threads."""
+        while self.processor.busy():
+            assert self.bell.wait(SETTLE_S_MAX), "nothing has come back for so long"
+            self.bell.clear()
+            self.tick()
+        return self
+
     def end(self) -> Harness:
-        """End of data on all inputs."""
+        """End of data on all inputs; it comes behind the rows in flight."""
+        self.settle()
         self.advance(WATERMARK_MAX)
         self.processor.on_end()
         return self
@@ -204,6 +227,7 @@ class Harness:
         self.processor.before_snapshot(self.checkpoint_id)
         sections = _through_a_run(list(self.ctx.state.seal().sections()))
         self._cut = (sections, self.watermark)
+        self._cut_sent = self.sent_watermark
         self._settled = {output: len(batches) for output, batches in self._taken.items()}
         return sections
 
@@ -219,7 +243,8 @@ class Harness:
         The new instance hears of the cut's commit before its first row, as in the runtime.
         """
         sections, self.watermark = self._cut
-        self.sent_watermark = self.watermark
+        # One that holds watermarks had not passed on all that it had heard.
+        self.sent_watermark = self._cut_sent
         for output, batches in self._taken.items():
             del batches[self._settled.get(output, 0) :]
         self._open(sections)
