@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
+
 from penstock.elements.errors import PenstockError
 from penstock.runtime.messages import (
     AgentFailure,
@@ -226,7 +228,7 @@ class FleetCore:
             return self._settle()
         if isinstance(message, AgentFailure):
             text = f"node {name}: {message.text}"
-            return [Emit(AgentFailure(message.generation, message.attempt, text))]
+            return [Emit(msgspec.structs.replace(message, text=text))]
         return [Emit(message)]
 
     def agent_gone(self, name: NodeName, cause: str) -> list[Command]:

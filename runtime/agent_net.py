@@ -174,7 +174,6 @@ class AttemptNet:
         it may be the consequence of what somebody else tells better. Raises OSError."""
         self._network = network
         self._name = name
-        self._node = setup.node
         self._host = setup.address
         self._clock = clock
         self._send = send
@@ -220,7 +219,7 @@ class AttemptNet:
         if self.lost:
             self._on_failure(self.lost, True)
         else:
-            self._on_failure(f"the net process of node {self._node} does not listen", False)
+            self._on_failure("the net process does not listen", False)
 
     def _on_event(self, event: NetEvent) -> None:
         if isinstance(event, Listening):
@@ -228,9 +227,9 @@ class AttemptNet:
             self._on_listening()
             self._send(NetListening(*self._name, self._host, event.port))
         elif isinstance(event, PeerLost):
-            self._lose(f"node {self._node} lost node {event.node}: {event.reason}")
+            self._lose(f"lost node {event.node}: {event.reason}")
         elif isinstance(event, NetFailed):
-            self._on_failure(f"the channels of node {self._node}: {event.reason}", False)
+            self._on_failure(f"the net process cannot start: {event.reason}", False)
         elif isinstance(event, Rejected):
             log.warning("%d callers were turned away, the last one since %s", *_fields(event))
 
@@ -241,7 +240,7 @@ class AttemptNet:
 
     def _on_death(self, status: int) -> None:
         how = f"exited with code {status}" if status >= 0 else f"was killed by signal {-status}"
-        self._on_failure(f"the net process of node {self._node} {how}", False)
+        self._on_failure(f"the net process {how}", False)
 
 
 def _fields(event: Rejected) -> tuple[int, str]:

@@ -107,7 +107,7 @@ def test_a_shuffle_over_three_nodes_yields_the_rows_of_one(
 @pytest.mark.parametrize(
     ("victim", "cause"),
     [
-        ("penstock: net counting", "the net process of node b was killed by signal 9"),
+        ("penstock: net counting", "the net process was killed by signal 9"),
         ("penstock: counting Numbers", "(Numbers) was killed by SIGKILL"),
         ("penstock: counting count", "(count > file_sink) was killed by SIGKILL"),
     ],
@@ -220,7 +220,7 @@ def test_a_dead_net_process_is_a_failure_of_the_attempt_and_said_once(bench: Ben
     bench.cancel(1)
     said = [(name, e) for name, e in bench.nodes.heard if isinstance(e, AgentFailure)]
     mine = [event for name, event in said if name == "a"]
-    text = "the net process of node a was killed by signal 9"
+    text = "the net process was killed by signal 9"
     assert mine == [AgentFailure(1, 1, text)]
     assert all(event.consequence for name, event in said if name == "b")
     bench.deploy(2)
