@@ -40,6 +40,7 @@ from .job_messages import (
     Told,
     decode_from_job,
 )
+from .job_pool import JobPool
 from .job_record import JobRecord
 from .link import Link, Listener
 from .membership import Membership, Versions
@@ -138,10 +139,13 @@ class ClusterController:
         *,
         clock: Clock | None = None,
         job_command: Sequence[str] = JOB_COMMAND,
+        warm: bool = True,
     ) -> None:
-        """Takes the data directory and the port. Raises SettingsError or StateError."""
+        """Takes the data directory and the port. Raises SettingsError or StateError.
+
+        `warm`: keep a job process ready for the next launch."""
         self._clock = clock or SystemClock()
-        self._job_command = job_command
+        self._pool = JobPool(job_command, warm)
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         # None: a client.
         self._peers: dict[Link, NodeName | None] = {}
@@ -214,6 +218,8 @@ class ClusterController:
 
     def _run(self) -> None:
         try:
+            records = (*self._catalog.ended(), *self._catalog.live())
+            self._logs.sweep({record.job for record in records})
             self._world.begin()
             while not self._over:
                 self._step()
@@ -226,7 +232,8 @@ class ClusterController:
             self._ended.set()
 
     def _step(self) -> None:
-        due = [ns for ns in (self._world.deadline_ns, self._requests.deadline_ns) if ns is not None]
+        parts = (self._world, self._requests, self._pool)
+        due = [ns for ns in (part.deadline_ns for part in parts) if ns is not None]
         now_ns = self._clock.monotonic_ns()
         timeout_s = max(0, min(due) - now_ns) / 1e9 if due else None
         try:
@@ -237,6 +244,7 @@ class ClusterController:
             self._on(event)
         self._world.tick()
         self._requests.tick(self._clock.monotonic_ns())
+        self._pool.tick(self._clock.monotonic_ns())
 
     def _end(self) -> None:
         try:
@@ -247,6 +255,7 @@ class ClusterController:
                 link.close("the controller is shutting down")
             for process in list(self._world.processes.values()):
                 process.join(PROCESSES_WAIT_S)
+            self._pool.close(PROCESSES_WAIT_S)
             self._world.bundles.close()
         finally:
             self._catalog.close()
@@ -338,15 +347,15 @@ class ClusterController:
     # Jobs ---------------------------------------------------------------------------------------
 
     def _host(self, record: JobRecord) -> JobProcess:
-        return JobProcess(
+        process = self._pool.take(record.environment, self._clock.monotonic_ns())
+        process.assign(
             record.job,
             record.launch,
             self._logs.path(record.job),
-            record.environment,
             lambda process, body: self._events.put(_JobSaid(process, body)),
             lambda process, cause: self._events.put(_JobGone(process, cause)),
-            self._job_command,
         )
+        return process
 
     def _on_job(self, said: _JobSaid) -> None:
         world, job, launch = self._world, said.process.job, said.process.launch

@@ -87,7 +87,7 @@ class Coordination:
         clock: Clock,
         host: Host,
     ) -> None:
-        """`host` makes the process of a launch, not yet started."""
+        """`host` makes the process of a launch."""
         self.terms = terms
         self.membership = membership
         self.slots = Slots()
@@ -287,7 +287,6 @@ class Coordination:
             settings = msgspec.structs.replace(settings, state_dir=str(self.terms.state_dir))
         process = self._host(record)
         self.processes[record.job] = process
-        process.start()
         process.send(
             LaunchJob(
                 record.job,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 
@@ -16,6 +17,13 @@ class JobLogs:
     def path(self, job: str) -> Path:
         """Of a job whose name has been checked."""
         return self._directory / f"{job}.log"
+
+    def sweep(self, jobs: Collection[str]) -> None:
+        """Remove what is of no job that is still listed."""
+        keep = {f"{job}.log{end}" for job in jobs for end in ("", ".1")}
+        for path in self._directory.iterdir():
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
 
     def tail(self, job: str, bytes_max: int) -> str:
         """The last lines of the job's log."""

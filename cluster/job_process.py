@@ -187,7 +187,7 @@ def main(descriptor: int) -> NoReturn:
     """Run one job; ends the process."""
     die_with_parent(os.getppid())
     ignore_interrupts()
-    setproctitle.setproctitle("penstock: job")
+    setproctitle.setproctitle("penstock: coordinator without a job")
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )

@@ -281,7 +281,7 @@ def kind_of(title: str, is_root: bool) -> str:
         return "fork server"
     if title.startswith("penstock: net"):
         return "net"
-    if title.startswith("penstock: job") or "job_process" in title:
+    if title.startswith("penstock: job "):
         return "job"
     if title.startswith("penstock:") and title.endswith("]"):
         return "subtask"

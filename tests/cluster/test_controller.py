@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from penstock.cluster.bundle_store import BundleStore
 from penstock.cluster.client import Client
 from penstock.cluster.client_messages import JobInfo
 from penstock.cluster.controller import ClusterController, ControllerSettings
+from penstock.cluster.job_host import JobProcess
+from penstock.cluster.job_pool import REWARM_NS, JobPool
 from penstock.cluster.link import Link, dial, format_address
 from penstock.cluster.node_messages import (
     CHUNK_BYTES,
@@ -380,6 +383,52 @@ def test_who_asks_for_a_job_that_never_was_is_told(cluster: Cluster) -> None:
             ask("x")
     with pytest.raises(SettingsError, match="there is no job 'x'"):
         cluster.client.scale("x", {"": 2})
+
+
+def test_a_warm_process_serves_the_next_launch(tmp_path: Path) -> None:
+    pool = JobPool(TOY_JOB)
+    try:
+        pool.tick(0)
+        assert pool.deadline_ns is None
+        spare = pool._spare
+        assert spare is not None
+        other = pool.take({"A": "b"}, 0)
+        assert other is not spare
+        assert pool.take({}, 0) is spare
+        assert pool.deadline_ns == REWARM_NS
+        pool.tick(REWARM_NS)
+        killed = pool._spare
+        assert killed is not None
+        killed.kill()
+        killed.join(PATIENCE_S)
+        fresh = pool.take({}, REWARM_NS)
+        assert fresh not in (killed, spare)
+        causes: queue.Queue[str] = queue.Queue()
+        for process in (other, spare, fresh, killed):
+            process.assign(
+                "j", 1, tmp_path / "j.log", lambda p, body: None, lambda p, c: causes.put(c)
+            )
+            process.kill()
+            assert causes.get(timeout=PATIENCE_S) == "it was killed by SIGKILL"
+    finally:
+        pool.close(PATIENCE_S)
+
+
+def test_a_process_that_cannot_be_started_is_told_as_one_that_ended(tmp_path: Path) -> None:
+    process = JobProcess({}, (str(tmp_path / "none"),))
+    process.start()
+    causes: queue.Queue[str] = queue.Queue()
+    process.assign("j", 1, tmp_path / "j.log", lambda p, body: None, lambda p, c: causes.put(c))
+    assert "cannot be started" in causes.get(timeout=PATIENCE_S)
+
+
+def test_a_coordinator_that_babbles_is_killed(tmp_path: Path) -> None:
+    babbler = (sys.executable, "-c", "import os, sys; os.write(int(sys.argv[1]), b'?' * 99)")
+    process = JobProcess({}, babbler)
+    process.start()
+    causes: queue.Queue[str] = queue.Queue()
+    process.assign("j", 1, tmp_path / "j.log", lambda p, body: None, lambda p, c: causes.put(c))
+    assert causes.get(timeout=PATIENCE_S) in ("it was killed by SIGKILL", "it exited with code 0")
 
 
 # Bundles ------------------------------------------------------------------------------------------
