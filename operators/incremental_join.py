@@ -169,12 +169,17 @@ class IncrementalJoinProcessor(Processor):
             # A row is taken back from the matches of the time at which it was added.
             kept_at = np.where(gone >= 0, mine.times[gone], times) if mine.capacity else times
         counts = np.zeros(batch.num_rows, np.int64)
+        settled = []
         for index, slots in self._matches(batch, hashes, kept_at, port):
             if self._alone[port]:
                 counts += np.bincount(index, minlength=len(counts))
             self._pair(batch, weights, times, index, slots, port, changes)
             if self._alone[1 - port]:
                 self._count_for_others(weights, times, index, slots, port, changes)
+                settled.append(slots)
+        if self._settles and settled and port == RIGHT:
+            # Not while the chains that hold them are being followed.
+            self._sides[LEFT].remove(np.unique(np.concatenate(settled)))
         self._settle(batch, weights, times, hashes, gone, counts, port, changes)
 
     def _find_gone(
@@ -246,10 +251,7 @@ class IncrementalJoinProcessor(Processor):
             sign = np.where(found, 1, -1) if self._how == "semi" else np.where(found, -1, 1)
             rows = other.take(touched[moved])
             changes.alone(rows, 1 - port, sign[moved], self._stamps(stamps[moved]))
-        if self._settles:
-            other.remove(touched[after > 0])
-        else:
-            other.note_matches(touched, after)
+        other.note_matches(touched, after)
 
     def _settle(
         self,

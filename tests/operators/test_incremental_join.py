@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.elements.changelog import CHANGE, with_change
@@ -16,6 +16,7 @@ from penstock.operators.event_times import with_time
 from penstock.operators.incremental_join import FOREVER_NS, UNMATCHED, IncrementalJoinProcessor
 from penstock.operators.join_condition import JoinCondition
 from penstock.operators.join_sides import LATE_RIGHT, LEFT, RIGHT
+from penstock.operators.kernels import join_chains
 from penstock.operators.processor import LATE
 from penstock.testing.harness import Harness
 
@@ -176,6 +177,22 @@ def condition(on: list[str], ins: tuple[pa.Schema, pa.Schema]) -> JoinCondition:
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_mix_of_streams_gives_what_nested_loops_give(how: str, data: st.DataObject) -> None:
+    check_any_mix(how, data)
+
+
+@pytest.mark.parametrize("how", KINDS)
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_pairs_that_come_in_many_steps_are_the_same(
+    how: str, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
+    monkeypatch.setattr(join_chains, "PAIRS_MAX", 2)
+    check_any_mix(how, data)
+
+
+def check_any_mix(how: str, data: st.DataObject) -> None:
     updating = data.draw(
         st.sampled_from([(False, False), (True, False), (False, True), (True,) * 2])
     )
