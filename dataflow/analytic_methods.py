@@ -5,7 +5,7 @@ Each class is a mixin of the stream it is named after; nodes are in analytics.py
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.elements.durations import Duration
@@ -115,6 +115,33 @@ class KeyedAnalytics:
                 "over", f"preceding={preceding!r} is not 0 to {ROWS_AWAY_MAX} rows", location
             )
         return OverStream(self, preceding)
+
+    def match(
+        self,
+        pattern: str,
+        *,
+        within: Duration,
+        define: Mapping[str, ExprLike],
+        measures: Mapping[str, str],
+        skip: Literal["past last row", "to next row"] = "past last row",
+        name: str | None = None,
+        parallelism: int | None = None,
+    ) -> Stream[Any]:
+        """One row per stretch of a key's rows that is like `pattern`, in event-time order.
+
+        `match("start down+ up", within="1 hour", define={"down": "price < lag(price)", ...},
+        measures={"low": "min(down.price)"})`. Steps follow each other directly; `...` lets any rows
+        lie between, `!x` any that are not x; `? + * {2,4}` repeat a step, as often as possible.
+        Results: the keys, `match_start`, `match_end`, the measures. Late rows: `.late`.
+        """
+        from .keyed_stream import require_event_time
+        from .matching import match_logic
+
+        location = user_location()
+        require_event_time(self._stream, "match", location)
+        functions = self._stream._pipeline.functions
+        logic = match_logic(self.keys, pattern, within, define, measures, skip, functions, location)
+        return _keyed(self, logic, location, name, parallelism)
 
     def limit_rate(
         self,

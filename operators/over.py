@@ -115,8 +115,7 @@ class OverProcessor(Processor):
         new = Stretches(lengths)
         results = self._results(rows, touched, new)
         if self._held is None:
-            times = rows.column(TIME_COLUMN)
-            self._ctx.collect(self._items.finish(rows, results, times))
+            self._deliver(self._items.finish(rows, results, rows.column(TIME_COLUMN)))
             return
         made = pa.RecordBatch.from_arrays([*rows.columns, *results], schema=self._held_schema)
         self._give_followed(made, slots)
@@ -247,6 +246,10 @@ class OverProcessor(Processor):
             present = values.is_valid().to_numpy(zero_copy_only=False)
         before: Numbers = fixed_values(carried.fill_null(0))
         return counts(present, new, None) + np.repeat(before, new.lengths)
+
+    def _deliver(self, made: pa.RecordBatch) -> None:
+        """Finished rows, key by key in their order."""
+        self._ctx.collect(made)
 
     # Rows that wait for those behind them ------------------------------------------------------
 
