@@ -122,6 +122,7 @@ class JobProcess:
             self._cause = cause
             if self._log is None or self._log_path is None:
                 log.discard()
+            self._log = None
             on_gone = self._on_gone
         if on_gone is not None:
             on_gone(self, cause)
