@@ -207,6 +207,19 @@ def test_what_a_subtask_says_replaces_that_it_was_found_dead() -> None:
     assert driven.job.failures[0].cause == "TypeError in line 3"
 
 
+def test_poison_is_recognised_even_if_a_lost_connection_is_heard_of_first() -> None:
+    driven = Driven().running()
+    for number in (1, 2):
+        assert driven.job.on_deploy_failed(7, number, "lost node b", exact=False) == [
+            Cancel(number)
+        ]
+        assert driven.fail("bad row", identity="op|ValueError|row 7") == []
+        if number == 1:
+            driven.restart()
+            assert driven.job.failures[0].cause == "bad row"
+    assert kinds(driven.gone()) == [SetAside, GiveUp]
+
+
 def test_messages_of_another_attempt_or_generation_are_dropped() -> None:
     driven = Driven().running()
     assert driven.job.on_event(7, 0, S0, Failed(Failure("E", "x")), 0) == []
