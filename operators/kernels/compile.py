@@ -146,7 +146,7 @@ def cache_directory(numba: Any) -> Path:
                 pass
         except OSError:
             continue
-        if directory.stat().st_uid == os.getuid():
+        if all(each.stat().st_uid == os.getuid() for each in (root, directory)):
             return directory
     # Nothing can be kept: each process compiles for itself.
     return Path(tempfile.mkdtemp(prefix="penstock-kernels-"))
