@@ -33,7 +33,6 @@ from .cluster_view import (
     write_document,
 )
 from .live import watch
-from .main import EXIT_INTERRUPTED
 from .options import CheckpointInterval, File, Fresh, Parallelism, Set, pairs, said, say
 from .program import execute, the_pipeline
 
@@ -246,7 +245,8 @@ def _watch(handle: JobHandle, settings: JobSettings) -> Summary:
 def _leave(handle: JobHandle) -> NoReturn:
     job = handle.info.job if isinstance(handle, SubmittedJob) else handle.status().job
     say(f"{job} goes on; penstock stop {job} ends it")
-    sys.exit(EXIT_INTERRUPTED)
+    # Not SystemExit: this may come from a run() in the user's file, whose own exits are faults.
+    raise KeyboardInterrupt
 
 
 def _say_submitted(job: SubmittedJob, summary: Summary | None) -> None:
@@ -271,7 +271,7 @@ def _end(client: Client, info: JobInfo, wait: bool, json: bool) -> None:
             summary = handle.wait()
         except KeyboardInterrupt:
             say(f"{info.job} is still stopping")
-            sys.exit(EXIT_INTERRUPTED)
+            raise
     if json:
         write_document({"jobs": [job_document(handle.info)]})
     elif summary is not None:

@@ -15,6 +15,7 @@ import msgspec
 
 from penstock.cluster.client_messages import JobInfo, NodeInfo
 from penstock.cluster.submitting import status_of
+from penstock.dataflow.launcher import JobStatus, Summary
 from penstock.elements.signals import WATERMARK_MAX, WATERMARK_MIN
 
 OVERLAP_CHARS = 4096
@@ -61,7 +62,7 @@ def jobs_table(jobs: Sequence[JobInfo], *, operators: bool = False) -> str:
     """One line per job, and below it one per chain of operators if asked for."""
     rows = [("ID", "JOB", "STATE", "SLOTS", "NODES", "EPOCH", "IN", "OUT", "RESTARTS", "NOTE")]
     for info in jobs:
-        status = status_of(info)
+        counted = _counted(info)
         rows.append(
             (
                 str(info.id),
@@ -69,10 +70,10 @@ def jobs_table(jobs: Sequence[JobInfo], *, operators: bool = False) -> str:
                 info.state,
                 str(info.slots),
                 ",".join(info.nodes) or "-",
-                str(status.epoch),
-                f"{status.rows_in:,}",
-                f"{status.rows_out:,}",
-                str(status.restarts),
+                str(counted.epoch),
+                f"{counted.rows_in:,}",
+                f"{counted.rows_out:,}",
+                str(counted.restarts),
                 first_line(info.note),
             )
         )
@@ -143,6 +144,13 @@ def log_news(before: str, now: str) -> str:
             return now[at + len(tail) :]
         tail = tail.partition("\n")[2]
     return now
+
+
+def _counted(info: JobInfo) -> JobStatus | Summary:
+    """What has the job's counters: its summary once it has ended."""
+    if info.summary:
+        return msgspec.json.decode(info.summary, type=Summary)
+    return status_of(info)
 
 
 def _status_document(status: bytes) -> dict[str, Any] | None:

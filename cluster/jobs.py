@@ -176,7 +176,7 @@ class Jobs:
         fallback = life.record.parallelism if before is None else before
         wanted = {**life.record.parallelism, **parallelism}
         # Durable at once: whatever happens from here on, the next launch is as wide as was asked.
-        saved = self._save(life, parallelism=wanted, fallback=fallback)
+        saved = self._save(life, parallelism=wanted, fallback=fallback, note="")
         return [saved, *self._again(life, "rescaling")]
 
     def move(self, job: str, now_ns: int) -> list[JobCommand]:

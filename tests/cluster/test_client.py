@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -304,3 +306,31 @@ def test_a_bundle_says_which_program_it_is(here: Path, toy_of_file: ToyControlle
     meta = read_bundle(path).meta
     assert isinstance(meta, BundleMeta)
     assert (meta.job, meta.program, meta.cwd) == ("rows", "rows.py", str(here))
+
+
+def test_ctrl_c_while_waiting_leaves_the_job_running(
+    here: Path, toy_of_file: ToyController
+) -> None:
+    (here / "runs.py").write_text(ROWS + "p.run()\n")
+    around = {k: v for k, v in os.environ.items() if not k.startswith("PENSTOCK_")}
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "penstock", "submit", "runs.py", "--wait"], cwd=here, env=around,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    asked = threading.Event()
+    toy_of_file.on_list = asked.set
+    assert asked.wait(PATIENCE_S)
+    waiting.send_signal(signal.SIGINT)
+    _, said = waiting.communicate(timeout=PATIENCE_S)
+    assert waiting.returncode == 130
+    assert "rows goes on; penstock stop rows ends it" in said
+    assert "Error" not in said
+    assert toy_of_file.jobs[0].state == "running"
+
+
+def test_what_a_job_has_counted_is_shown_when_it_has_ended(
+    here: Path, toy_of_file: ToyController
+) -> None:
+    toy_of_file.jobs.append(job(1, "rows"))
+    toy_of_file.end("finished", msgspec.json.encode(Summary("rows", "finished", 12_345, 7)))
+    assert "12,345" in penstock("ps", "rows", cwd=here).stdout
