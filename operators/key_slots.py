@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from penstock.elements.hash import Hashes, hash_arrays
-from penstock.state.keyed_rows import take_declared
-from penstock.state.slot_index import SlotIndex
 
+from .kernels.slot_index import SlotIndex
 from .row_order import Numbers
 from .windows.partials import ONLY_KEY
 
@@ -42,6 +41,10 @@ class Keys:
         return hash_arrays(columns if self.names else [], len(columns[0]))
 
 
+ROOM_MIN = 64
+"""Slots that there is room for at least, in columns beside the index."""
+
+
 class KeySlots:
     """Slots 0, 1, 2, … by key."""
 
@@ -52,29 +55,32 @@ class KeySlots:
     @property
     def count(self) -> int:
         """Slots in use."""
-        return self._index.count
+        return self._index.rows
 
     @property
     def capacity(self) -> int:
-        """The room that columns beside it need."""
-        return self._index.capacity
+        """The room that columns beside it need: a power of two."""
+        return max(ROOM_MIN, 1 << max(0, self.count - 1).bit_length())
 
     def find(self, columns: Sequence[pa.Array]) -> Numbers:
         """The slot of each key, or -1."""
-        return self._index.find(self.keys.hashes(columns), columns)
+        return self._index.find(self.keys.batch(columns), self.keys.hashes(columns))
 
     def add(self, columns: Sequence[pa.Array]) -> Numbers:
         """The slot of each key; new keys get the next ones."""
-        return self._index.find_or_insert(self.keys.hashes(columns), columns)[0]
+        return self._index.add(self.keys.batch(columns), self.keys.hashes(columns))[0]
 
     def batch(self, slots: Numbers) -> pa.RecordBatch:
         """The keys of these slots."""
-        return self.keys.batch(take_declared(self._index.keys.columns, self.keys.schema, slots))
+        return self._index.keys_of(slots)
 
     def hashes(self, slots: Numbers) -> Hashes:
         """The hashes of these slots' keys."""
-        return self._index.hashes[slots]
+        return self.keys.hashes(self.batch(slots).columns)
 
     def keep(self, slots: Numbers) -> None:
         """Forget all others; these are renumbered in this order."""
-        self._index.rebuild(slots)
+        kept = self.batch(slots)
+        self._index = SlotIndex(self.keys.schema)
+        again, _ = self._index.add(kept, self.keys.hashes(kept.columns))
+        assert (again == np.arange(len(slots))).all()

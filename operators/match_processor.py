@@ -121,8 +121,14 @@ class MatchProcessor(OverProcessor):
             found = conditions.get(variable)
             return found is None or found[at]
 
-        for at, key in enumerate(keys):
+        # Most rows begin nothing and find nothing that has begun.
+        begins = np.zeros(len(keys), np.bool_)
+        for variable in self._matcher.first:
+            begins |= np.array(conditions.get(variable, True))
+        for at, (key, may_begin) in enumerate(zip(keys, begins.tolist(), strict=True)):
             runs = self._runs.get(key)
+            if not may_begin and (runs is None or not runs.runs):
+                continue
             if runs is None:
                 runs = self._runs[key] = KeyRuns()
             row = (times[at], kept[at])

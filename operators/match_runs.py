@@ -66,6 +66,12 @@ class Matcher:
     def __init__(self, pattern: Pattern, within_ns: int, skip: Skip) -> None:
         self._steps, self._never = pattern.steps, pattern.never
         self._within_ns, self._skip = within_ns, skip
+        self._first = self.first
+
+    @property
+    def first(self) -> list[str]:
+        """The variables that a match may begin with."""
+        return [self._steps[target].variable for target, _ in self._targets(-1, -1)]
 
     def row(
         self, state: KeyRuns, time_ns: int, kept: Any, is_a: Callable[[str], bool]
@@ -77,8 +83,7 @@ class Matcher:
             self._step(run, number, kept, is_a)
         if self._skip == "to next row" or number > state.used:
             begun = Run(time_ns, number, [])
-            for target, _ in self._targets(-1, -1):
-                variable = self._steps[target].variable
+            for target, variable in enumerate(self._first):
                 if is_a(variable):
                     begun.threads.append(Thread(target, 1, -1, ((variable, kept),), number))
             self._settle(begun)
