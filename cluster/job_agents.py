@@ -194,6 +194,7 @@ class JobAgents:
                 self._drop(agent, settled.failure)
             else:
                 self._start_if_possible(agent)
+        self._bundles.trim({agent.wanted.bundle for agent in self._agents.values()})
 
     def on_said(self, said: Said) -> None:
         """Pass on what a job agent says."""

@@ -297,7 +297,7 @@ class Node:
     def _retry(self, reason: str) -> None:
         """Dial again after a while, saying why once."""
         if reason != self._said_why:
-            log.warning("%s: %s; trying on", self._options.controller, reason)
+            log.warning("no member: %s; trying on", reason)
         self._said_why = reason
         self._dial_ns = self._clock.boottime_ns() + self._retry_ns
         self._retry_ns = min(2 * self._retry_ns, RETRY_NS_MAX)
@@ -331,7 +331,7 @@ class Node:
         member.link.cut(reason)
         self._bundles.forget_fetches()
         self._agents.kill_all()
-        self._retry(reason)
+        self._retry(f"the link to {self._options.controller} is over: {reason}")
         if self._draining and self._exit_code is None:
             self._leave(EXIT_LEFT)
 

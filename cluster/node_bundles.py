@@ -10,8 +10,10 @@ import contextlib
 import hashlib
 import logging
 import re
+import shutil
 import threading
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +25,8 @@ from .node_messages import BUNDLE_BYTES_MAX, BundleChunk, NeedBundle
 
 log = logging.getLogger("penstock.node")
 
+HELD_MAX = 32
+"""Bundles that are kept beyond those in use: jobs that start again find theirs."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -145,6 +149,19 @@ class NodeBundles:
         self._unpacking.discard(settled.sha256)
         if settled.unpacked is not None:
             self._held[settled.sha256] = settled.unpacked
+
+    def trim(self, in_use: AbstractSet[str]) -> None:
+        """Remove the oldest that nobody uses, above HELD_MAX."""
+        unused = [sha256 for sha256 in self._held if sha256 not in in_use]
+        for sha256 in unused[: max(0, len(unused) - HELD_MAX)]:
+            unpacked = Path(self._held.pop(sha256).modules)
+            doomed = unpacked.with_name(f".{sha256}.doomed")
+            with contextlib.suppress(OSError):
+                # A folder under its own name must be whole, also while it is being removed.
+                unpacked.rename(doomed)
+            threading.Thread(
+                target=shutil.rmtree, args=(doomed, True), name="drop-bundle", daemon=True
+            ).start()
 
     def forget_fetches(self) -> None:
         """The controller that was asked is gone; what is being unpacked goes on."""
