@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from agent_harness import chain, deploy, wait_until, wait_until_dead
 from agent_nodes import LOOPBACK, Nodes
 from end_to_end import TICK_S, Count, Row, until, written
+from net_certificates import authority, member
 
 import penstock as ps
 from penstock.dataflow.launcher import JobHandle, use_launcher
@@ -56,17 +59,25 @@ class Numbers(ps.Source[Row]):
 @pytest.fixture
 def made() -> Iterator[list[Nodes]]:
     """What the launcher has made; every agent is closed afterwards."""
+    with launched(LOOPBACK) as nodes:
+        yield nodes
+
+
+@contextmanager
+def launched(use: UseNetwork) -> Iterator[list[Nodes]]:
     nodes: list[Nodes] = []
 
     def make() -> Nodes:
-        nodes.append(Nodes("abc"))
+        nodes.append(Nodes("abc", use))
         return nodes[-1]
 
     before = use_launcher(EmbeddedLauncher(make))
-    yield nodes
-    use_launcher(before)
-    for each in nodes:
-        each.close()
+    try:
+        yield nodes
+    finally:
+        use_launcher(before)
+        for each in nodes:
+            each.close()
 
 
 def counting(rows: int | None, out: Path) -> ps.Pipeline:
@@ -102,6 +113,17 @@ def test_a_shuffle_over_three_nodes_yields_the_rows_of_one(
     assert rows_of(tmp_path / "out") == expected(5000)
     listening = {name for name, event in made[0].heard if isinstance(event, NetListening)}
     assert listening == {"a", "b", "c"}, "every node had neighbours elsewhere"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_a_shuffle_over_tls_and_compressed_yields_the_same(tmp_path: Path) -> None:
+    authority(tmp_path, "cluster")
+    tls = member(tmp_path, "node", "cluster", "cluster").tls
+    with launched(UseNetwork("localhost", tls=tls, compression="zstd")):
+        counting(500, tmp_path / "out").run(
+            state_dir=str(tmp_path / "state"), checkpoint_interval="100 ms", parallelism=3
+        )
+        assert rows_of(tmp_path / "out") == expected(500)
 
 
 @pytest.mark.parametrize(
