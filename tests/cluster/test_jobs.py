@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from penstock.cluster.job_messages import (
     AgentGone,
@@ -181,7 +181,8 @@ def test_scaling_stops_with_a_checkpoint_and_goes_on_with_the_new_widths() -> No
     # Scaled once more while it stops: it need not be told again.
     (saved,) = jobs.scale("j", {"": 2}, 0)
     assert saved.record.parallelism == {"parse": 3, "": 2}
-    jobs.on_ended("j", 1, Ended("stopped", b""), 1)
+    ended = jobs.on_ended("j", 1, Ended("stopped", b""), 1)
+    assert kinds(ended) == [CloseOnNode, CloseOnNode, FreeSlots]
     jobs.on_process_gone("j", 1, "", 2)
     jobs.on_agent_gone("j", 1, A, "", 3)
     commands = jobs.on_agent_gone("j", 1, B, "", 4)
@@ -330,23 +331,27 @@ class World(RuleBasedStateMachine):
                 assert self.process is not None
                 assert self.process.launch == command.launch
 
+    @precondition(lambda self: self.jobs.find("j") is None)
     @rule()
     def submit(self) -> None:
-        if self.jobs.find("j") is None:
-            self.ids += 1
-            self.saved = None
-            self.take(self.jobs.begin(record(id=self.ids), self.now))
+        self.ids += 1
+        self.saved = None
+        self.take(self.jobs.begin(record(id=self.ids), self.now))
 
+    @precondition(lambda self: self.process is not None and not self.process.said_last)
     @rule(node=st.sampled_from([A, B]))
     def opens(self, node: NodeName) -> None:
-        if self.process and not self.process.said_last and node not in self.agents:
+        assert self.process is not None
+        if node not in self.agents:
             self.take(self.jobs.on_open_agent("j", self.process.launch, OpenAgent(node)))
 
+    @precondition(lambda self: self.process is not None and not self.process.said_last)
     @rule(node=st.sampled_from([A, B]))
     def closes(self, node: NodeName) -> None:
-        if self.process and not self.process.said_last:
-            self.take(self.jobs.on_close_agent("j", self.process.launch, CloseAgent(node)))
+        assert self.process is not None
+        self.take(self.jobs.on_close_agent("j", self.process.launch, CloseAgent(node)))
 
+    @precondition(lambda self: bool(self.agents))
     @rule(node=st.sampled_from([A, B]))
     def agent_ends(self, node: NodeName) -> None:
         launch = self.agents.pop(node, None)
@@ -361,38 +366,52 @@ class World(RuleBasedStateMachine):
         self.take(self.jobs.on_node_lost(node, "x", []))
         self.take(self.jobs.on_node_gone(node, [], self.now))
 
+    @precondition(lambda self: self.jobs.find("j") is not None)
     @rule(mode=st.sampled_from(["checkpoint", "drain", "now"]))
     def stops(self, mode: str) -> None:
-        if self.jobs.find("j") is not None:
-            self.take(self.jobs.stop("j", mode, self.now))
+        self.take(self.jobs.stop("j", mode, self.now))
 
+    @precondition(lambda self: self.jobs.find("j") is not None)
     @rule(n=st.integers(1, 4))
     def scales(self, n: int) -> None:
         found = self.jobs.find("j")
         if found is not None and not found.stop:
             self.take(self.jobs.scale("j", {"": n}, self.now))
 
+    @precondition(lambda self: self.jobs.find("j") is not None)
     @rule()
     def moves(self) -> None:
         self.take(self.jobs.move("j", self.now))
 
+    @precondition(lambda self: self.process is not None and not self.process.said_last)
     @rule()
     def reports(self) -> None:
-        if self.process and not self.process.said_last:
-            self.take(self.jobs.on_report("j", self.process.launch, RUNNING, self.now))
+        assert self.process is not None
+        self.take(self.jobs.on_report("j", self.process.launch, RUNNING, self.now))
 
+    @precondition(lambda self: self.process is not None and not self.process.said_last)
     @rule(outcome=st.sampled_from(["finished", "stopped", "failed"]))
     def says_its_last(self, outcome: str) -> None:
-        if self.process and not self.process.said_last:
-            self.process.said_last = True
-            ended = Ended(outcome, b"", "boom")
-            self.take(self.jobs.on_ended("j", self.process.launch, ended, self.now))
+        assert self.process is not None
+        self.process.said_last = True
+        ended = Ended(outcome, b"", "boom")
+        self.take(self.jobs.on_ended("j", self.process.launch, ended, self.now))
 
+    @precondition(lambda self: self.process is not None)
     @rule()
     def dies(self) -> None:
-        if self.process:
-            launch, self.process = self.process.launch, None
-            self.take(self.jobs.on_process_gone("j", launch, "SIGKILL", self.now))
+        assert self.process is not None
+        launch, self.process = self.process.launch, None
+        self.take(self.jobs.on_process_gone("j", launch, "SIGKILL", self.now))
+
+    @rule()
+    def settles(self) -> None:
+        """What is ending ends, and the next launch begins."""
+        for node in list(self.closing):
+            self.agent_ends(node)
+        if self.process is not None and self.process.said_last:
+            self.dies()
+        self.passes(31 * NS)
 
     @rule(step=st.integers(0, 31 * NS))
     def passes(self, step: int) -> None:
@@ -433,4 +452,4 @@ class World(RuleBasedStateMachine):
 
 
 TestWorld = World.TestCase
-TestWorld.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestWorld.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
