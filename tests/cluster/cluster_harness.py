@@ -52,6 +52,7 @@ class Process:
     subtask."""
 
     pid: int
+    parent: int
     started: int
     kind: str
     title: str
@@ -164,6 +165,21 @@ class Cluster:
         self._seen.update((process.pid, process.started) for process in found)
         return [p for p in found if kind in ("", p.kind) and node in ("", p.node)]
 
+    def at_work(self, kind: str) -> Process | None:
+        """One of that kind that the job cannot do without: each node keeps a spare agent warm."""
+        found = {process.pid: process for process in self.processes()}
+        subtasks = [process for process in found.values() if process.kind == "subtask"]
+        if kind in ("fork server", "job agent"):
+            above = [found.get(process.parent) for process in subtasks]
+            if kind == "job agent":
+                above = [found.get(process.parent) for process in above if process is not None]
+            chosen = [process for process in above if process is not None]
+        else:
+            chosen = [process for process in found.values() if process.kind == kind]
+        assert all(process.kind == kind for process in chosen)
+        # The last: neither on the first node nor the first subtask.
+        return max(chosen, key=lambda process: process.pid, default=None)
+
     def _processes(self) -> Iterator[Process]:
         roots = {popen.pid: name for name, popen in self.popens.items()}
         facts: dict[int, tuple[int, str]] = {}
@@ -183,7 +199,7 @@ class Cluster:
             started = start_time(pid)
             if started is not None:
                 node = roots.get(pid) or roots.get(above, "")
-                yield Process(pid, started, kind_of(title, pid in roots), title, node)
+                yield Process(pid, parent, started, kind_of(title, pid in roots), title, node)
 
     def until(self, what: str, condition: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
         """Wait until `condition` gives something true, and give that."""
@@ -294,7 +310,7 @@ class LedgerRun:
     """The ledger job on a cluster, and its proof."""
 
     def __init__(
-        self, cluster: Cluster, *, rows: int, rate: float, splits: int = 4, parallelism: int = 4,
+        self, cluster: Cluster, *, rows: int, rate: float, splits: int = 4, parallelism: int = 3,
         placement: str = "spread",
     ) -> None:  # fmt: skip
         self.cluster, self.rows, self.splits = cluster, rows, splits

@@ -35,9 +35,9 @@ def report(what: str, seconds: float) -> None:
 
 
 def one(cluster: Cluster, kind: str) -> Process:
-    """One of that kind, the last by pid: neither the first node's nor the first subtask's."""
-    found: list[Process] = cluster.until(f"a {kind} runs", lambda: cluster.processes(kind))
-    return max(found, key=lambda process: process.pid)
+    """One of that kind that is at work."""
+    found: Process = cluster.until(f"a {kind} works", lambda: cluster.at_work(kind))
+    return found
 
 
 @pytest.mark.timeout(TIMEOUT_S)
