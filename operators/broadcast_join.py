@@ -80,7 +80,11 @@ class BroadcastJoinProcessor(Processor):
         self._table_state = ctx.state.operator_list("table", "union")
         self._waiting = [_from_bytes(item) for item in self._rows_state.items()]
         self._table = TimedTable(self._in[RIGHT], self._keys)
+        self._stored: bytes | None = None
         copies = [pickle.loads(item) for item in self._table_state.items()]
+        # Rows may come from a split that another subtask read before, and are late only if they
+        # would have been late there.
+        self._passed = min((int(passed) for passed, _ in copies), default=WATERMARK_MIN)
         if copies:
             _, stored = min(copies, key=lambda copy: int(copy[0]))
             self._table.add(_from_bytes(stored))
@@ -91,10 +95,10 @@ class BroadcastJoinProcessor(Processor):
         """Bring what waits, and the table, into state."""
         waiting = [_to_bytes(pa.concat_batches(self._waiting))] if self._waiting else []
         self._rows_state.replace(waiting)
-        if self._table.changed:
-            copy = (self._ctx.watermark, _to_bytes(self._table.content()))
-            self._table_state.replace([pickle.dumps(copy)])
+        if self._table.changed or self._stored is None:
+            self._stored = _to_bytes(self._table.content())
             self._table.changed = False
+        self._table_state.replace([pickle.dumps((self._passed, self._stored))])
 
     def on_end(self) -> None:
         """Nothing waits any more; others of this operator may go on and be dealt out anew."""
@@ -104,11 +108,11 @@ class BroadcastJoinProcessor(Processor):
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """Let rows wait for their time; the table's changes wait for theirs."""
         if port == RIGHT:
-            late = self._table.add(batch, self._ctx.watermark)
+            late = self._table.add(batch, self._passed)
             if late:
                 self._ctx.count("late", late)
             return
-        late_rows = times_of(batch) <= self._ctx.watermark
+        late_rows = times_of(batch) <= self._passed
         if late_rows.any():
             rows = batch.filter(pa.array(late_rows))
             self._ctx.count("late", rows.num_rows)
@@ -121,6 +125,7 @@ class BroadcastJoinProcessor(Processor):
         """Join the rows whose time has come with the table of their time."""
         if watermark == WATERMARK_MIN:
             return
+        self._passed = watermark
         self._table.advance(watermark)
         if self._waiting:
             due, later = split_at(pa.concat_batches(self._waiting), watermark)

@@ -160,6 +160,22 @@ def test_rows_that_wait_and_the_table_survive_rescaling() -> None:
     assert found == Counter([("1.0", 0, 5, 9), ("2.0", 0, 6, 21), ("2.0", 1, 6, 21)])
 
 
+def test_after_a_restart_rows_are_late_only_if_they_were_late_where_they_were_read() -> None:
+    table = table_schema(True, True)
+    parts = [harness("inner", table, subtask=n, parallelism=2) for n in range(2)]
+    for part in parts:
+        part.send(rows(table, (1.0, 5, 1, 1), (1.0, 5, -1, 10)), RIGHT)
+    parts[0].advance(50)
+    parts[1].advance(3)
+    sections = [section for part in parts for section in part.cut()]
+    # The first subtask was at 50; now it reads on what the second one read, which was at 3.
+    again = harness("inner", table, restored=sections, subtask=0, parallelism=2)
+    again.ctx.watermark = 50
+    again.send(rows(STREAM, (7, 1.0, 4), (8, 1.0, 11), (9, 1.0, 3)), LEFT).end()
+    assert [row["l"] for row in again.rows()] == [7]
+    assert [row["l"] for row in again.rows(LATE)] == [9]
+
+
 def test_late_rows_are_set_apart_and_late_changes_counted() -> None:
     table = table_schema(True, False)
     driven = harness("left", table).advance(10)
