@@ -50,6 +50,15 @@ EXIT_S = 10.0
 STOP_MODES = ("checkpoint", "drain", "now")
 
 
+_FOR_USERS = {
+    "running": "running",
+    "ending the attempt": "restarting",
+    "restarting": "restarting",
+    "stopping": "stopping",
+}
+"""By what the job itself says of its state (runtime/controller.py)."""
+
+
 class _State(msgspec.Struct):
     state: str
 
@@ -223,7 +232,7 @@ class Jobs:
             state = _decode_state(report.status).state
         except msgspec.DecodeError:
             state = ""
-        life.state = state if state in ("running", "restarting", "stopping") else "starting"
+        life.state = _FOR_USERS.get(state, "starting")
         if state != "running":
             return []
         life.restarts.on_running(now_ns)

@@ -118,6 +118,24 @@ def test_a_coordinator_that_always_dies_fails_the_job() -> None:
     assert jobs.deadline_ns is None
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (b'{"state": "starting"}', "starting"),
+        (b'{"state": "running"}', "running"),
+        (b'{"state": "ending the attempt"}', "restarting"),
+        (b'{"state": "restarting"}', "restarting"),
+        (b"no JSON", "starting"),
+    ],
+)
+def test_users_see_what_the_job_says_of_itself(said: bytes, shown: str) -> None:
+    jobs = running()
+    jobs.on_report("j", 1, Report(said), 0)
+    assert jobs.state("j", waits=False) == shown
+    assert jobs.state("j", waits=True) == "waiting"
+    assert jobs.status("j") == said
+
+
 def test_what_older_launches_say_is_dropped() -> None:
     jobs = running(agents=())
     jobs.on_process_gone("j", 1, "x", 0)
