@@ -229,7 +229,8 @@ class Jobs:
             return []
         life.status = report.status
         try:
-            state = _decode_state(report.status).state
+            # What follows a comma is about some subtask.
+            state = _decode_state(report.status).state.partition(",")[0]
         except msgspec.DecodeError:
             state = ""
         life.state = _FOR_USERS.get(state, "starting")

@@ -123,6 +123,7 @@ def test_a_coordinator_that_always_dies_fails_the_job() -> None:
     [
         (b'{"state": "starting"}', "starting"),
         (b'{"state": "running"}', "running"),
+        (b'{"state": "running, a[0] not responding for 4 s in process"}', "running"),
         (b'{"state": "ending the attempt"}', "restarting"),
         (b'{"state": "restarting"}', "restarting"),
         (b"no JSON", "starting"),
