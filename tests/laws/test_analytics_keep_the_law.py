@@ -1,0 +1,222 @@
+"""Top N, ranks, deduplication, rates, lag and lead, async calls: the same rows however they run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from law_data import Event, as_table, events, read, sql
+
+import penstock as ps
+from penstock.testing.same_rows import assert_same_rows
+
+EVENTS = events()
+TABLE = as_table(EVENTS)
+ORDERED = sorted(EVENTS, key=lambda e: (e.ts, e.id))
+
+
+def stream() -> ps.Stream[Any]:
+    return read(ps.Pipeline("law"))
+
+
+def by_key() -> dict[str, list[Event]]:
+    found: dict[str, list[Event]] = defaultdict(list)
+    for event in ORDERED:
+        found[event.k].append(event)
+    return found
+
+
+def test_top_of_a_window() -> None:
+    def build() -> ps.Stream[Any]:
+        windows = stream().key_by("k").window(ps.tumble("30 seconds"))
+        return windows.top(3, by="v desc, id", rank="n").select("k", "window_start", "n", "id")
+
+    expected = sql(
+        """SELECT k, w, n, id FROM (
+             SELECT *, time_bucket(INTERVAL '30 seconds', ts) AS w,
+                    row_number() OVER (PARTITION BY k, w ORDER BY v DESC, id) AS n FROM t)
+           WHERE n <= 3""",
+        t=TABLE,
+    )
+    assert_same_rows(build, expected)
+
+
+def test_ranks_in_hopping_windows() -> None:
+    def build() -> ps.Stream[Any]:
+        windows = stream().key_by("k").window(ps.hop("30 seconds", every="10 seconds"))
+        ranked = windows.rank(by="v", rank="r", dense_rank="d")
+        return ranked.select("id", "k", "window_end", "r", "d")
+
+    expected = sql(
+        """SELECT id, k, w + INTERVAL '30 seconds', rank() OVER s, dense_rank() OVER s FROM (
+             SELECT *, time_bucket(INTERVAL '10 seconds', ts) - INTERVAL '10 seconds' * i AS w
+             FROM t, range(3) AS r(i)) WINDOW s AS (PARTITION BY k, w ORDER BY v)""",
+        t=TABLE,
+    )
+    assert_same_rows(build, expected)
+
+
+def test_the_first_row_of_each_key() -> None:
+    firsts = {}
+    for event in ORDERED:
+        firsts.setdefault(event.v, event.id)
+    assert_same_rows(
+        lambda: stream().key_by("v").deduplicate().select("v", "id"), list(firsts.items())
+    )
+
+
+def test_first_rows_with_a_ttl() -> None:
+    expected = []
+    until: dict[str, Any] = {}
+    for event in ORDERED:
+        if event.k not in until or (event.ts - until[event.k]).total_seconds() >= 60:
+            until[event.k] = event.ts
+            expected.append((event.id,))
+    assert_same_rows(
+        lambda: stream().key_by("k").deduplicate(ttl="1 minute").select("id"), expected
+    )
+
+
+def test_rates_and_what_is_beyond_them() -> None:
+    def build() -> ps.Stream[Any]:
+        limited = stream().key_by("k").limit_rate(2, per="20 seconds")
+        within, beyond = limited.select("id"), limited.excess.select(id="-id")
+        return within.union(beyond)
+
+    taken: dict[Any, int] = defaultdict(int)
+    expected = []
+    for event in ORDERED:
+        span = (event.k, int(event.ts.timestamp()) // 20)
+        expected.append((event.id if taken[span] < 2 else -event.id,))
+        taken[span] += 1
+    assert_same_rows(build, expected)
+
+
+def test_lag_lead_and_running_values() -> None:
+    def build() -> ps.Stream[Any]:
+        over = stream().key_by("k").over(preceding=4)
+        made = over.with_columns(
+            before="lag(v, 2)", after="lead(id)", n="row_number()", mean="avg(v)", most="max(v)"
+        )
+        return made.select("k", "id", "before", "after", "n", "mean", "most")
+
+    expected = sql(
+        """SELECT k, id, lag(v, 2) OVER s, lead(id) OVER s, row_number() OVER s,
+                  avg(v) OVER f, max(v) OVER f FROM t
+           WINDOW s AS (PARTITION BY k ORDER BY ts, id),
+                  f AS (PARTITION BY k ORDER BY ts, id
+                        ROWS BETWEEN 4 PRECEDING AND CURRENT ROW)""",
+        t=TABLE,
+    )
+    assert_same_rows(build, expected)
+
+
+def test_running_totals_over_all_rows_so_far() -> None:
+    def build() -> ps.Stream[Any]:
+        made = stream().key_by("k").over().with_columns(total="sum(v)", least="min(v)")
+        return made.select("id", "total", "least")
+
+    expected = []
+    for rows in by_key().values():
+        seen: list[int] = []
+        for event in rows:
+            seen.append(event.v)
+            expected.append((event.id, sum(seen), min(seen)))
+    assert_same_rows(build, expected)
+
+
+def test_a_running_top_with_ranks() -> None:
+    def build() -> ps.Stream[Any]:
+        return stream().key_by("k").top(3, by="v desc, id", rank="n").select("k", "n", "id")
+
+    expected = sql(
+        """SELECT k, n, id FROM (
+             SELECT *, row_number() OVER (PARTITION BY k ORDER BY v DESC, id) AS n FROM t)
+           WHERE n <= 3""",
+        t=TABLE,
+    )
+    assert_same_rows(build, expected)
+
+
+def test_the_last_row_of_each_key() -> None:
+    lasts: dict[int, Event] = {}
+    for event in EVENTS:
+        best = lasts.get(event.v)
+        if best is None or (-event.ts.timestamp(), event.id) < (-best.ts.timestamp(), best.id):
+            lasts[event.v] = event
+    assert_same_rows(
+        lambda: stream().key_by("v").deduplicate(keep="last").select("v", "id"),
+        [(v, event.id) for v, event in lasts.items()],
+    )
+
+
+def test_patterns() -> None:
+    def build() -> ps.Stream[Any]:
+        return (
+            stream()
+            .key_by("k")
+            .match(
+                "low up+",
+                within="1 minute",
+                define={"low": "v < 30", "up": "v > lag(v)"},
+                measures={"first": "low.id", "ups": "count(up)", "last": "up.id"},
+            )
+        )
+
+    expected = []
+    for k, rows in by_key().items():
+        at = 0
+        while at < len(rows):
+            end = at
+            while (
+                end + 1 < len(rows)
+                and rows[end + 1].v > rows[end].v
+                and (rows[end + 1].ts - rows[at].ts).total_seconds() <= 60
+            ):
+                end += 1
+            if rows[at].v < 30 and end > at:
+                bounds = (rows[at].ts, rows[end].ts)
+                expected.append((k, *bounds, rows[at].id, end - at, rows[end].id))
+                at = end + 1
+            else:
+                at += 1
+    assert len(expected) > 20
+    assert_same_rows(build, expected)
+
+
+def test_samples() -> None:
+    kept = stream().key_by("v").sample(0.3).select("id").collect()["id"].to_pylist()
+    assert 0 < len(kept) < len(EVENTS)
+    assert_same_rows(
+        lambda: stream().key_by("v").sample(0.3).select("id"), [(number,) for number in kept]
+    )
+
+
+@dataclass
+class Answer:
+    id: int
+    text: str
+
+
+async def answer(row: Event) -> Answer:
+    await asyncio.sleep(row.v % 5 / 1000)
+    return Answer(row.id, f"{row.k}{row.v}")
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_async_calls_before_a_window(ordered: bool) -> None:
+    def build() -> ps.Stream[Any]:
+        made = stream().map_async(answer, ordered=ordered, concurrency=20)
+        counts = made.key_by("text").window(ps.tumble("30 seconds")).aggregate(n="count(*)")
+        # A row that its watermark had overtaken would be late, and missing here.
+        return counts.select("text", "window_start", "n")
+
+    expected = sql(
+        """SELECT k || v, time_bucket(INTERVAL '30 seconds', ts) w, count(*)
+           FROM t GROUP BY k, v, w""",
+        t=TABLE,
+    )
+    assert_same_rows(build, expected)
