@@ -26,7 +26,7 @@ import msgspec
 from penstock.cluster.client import Client
 from penstock.cluster.client_messages import JobInfo, NodeInfo
 from penstock.cluster.hosting import Clear
-from penstock.cluster.security import load_credentials, make_secret
+from penstock.cluster.security import load_credentials, make_secret, make_tls
 from penstock.cluster.submitting import OUTCOMES, status_of
 from penstock.elements.errors import Unreachable
 from penstock.runtime.sweep import start_time
@@ -62,17 +62,21 @@ class Process:
 class Cluster:
     """Use as a context; `folder` is where the job's programs and output go."""
 
-    def __init__(self, folder: Path, agents: int = 3, slots: int = 2) -> None:
+    def __init__(self, folder: Path, agents: int = 3, slots: int = 2, *, tls: bool = False) -> None:
+        """`tls`: certificates of an authority of its own instead of a shared secret."""
         self.folder = folder
         self.slots = slots
         (folder / "tmp").mkdir(parents=True)
-        make_secret(folder / "secret")
+        self._files = make_tls(folder / "tls", ["all"])["all"] if tls else None
+        if not tls:
+            make_secret(folder / "secret")
         with socket.create_server(("127.0.0.1", 0)) as server:
             self.address = f"127.0.0.1:{server.getsockname()[1]}"
         self.popens: dict[str, subprocess.Popen[bytes]] = {}
         self.agents = [f"n{i}" for i in range(1, agents + 1)]
         self._seen: set[tuple[int, int]] = set()
-        self.client = Client(self.address, load_credentials(str(folder / "secret"), None))
+        secret = None if tls else str(folder / "secret")
+        self.client = Client(self.address, load_credentials(secret, self._files))
 
     def __enter__(self) -> Cluster:
         try:
@@ -107,16 +111,20 @@ class Cluster:
         """With the data directory of the one before, if there was one."""
         self._start(
             "controller", "controller", "--listen", self.address, "--data",
-            str(self.folder / "controller"), "--secret-file", str(self.folder / "secret"),
+            str(self.folder / "controller"), *self._proof(),
         )  # fmt: skip
 
     def start_agent(self, name: str, secret_file: Path | None = None) -> None:
         """Join as `name`, from its own directory."""
         self._start(
             name, "agent", "--join", self.address, "--name", name, "--slots", str(self.slots),
-            "--directory", str(self.folder / name), "--secret-file",
-            str(secret_file or self.folder / "secret"),
+            "--directory", str(self.folder / name), *self._proof(secret_file),
         )  # fmt: skip
+
+    def _proof(self, secret_file: Path | None = None) -> tuple[str, ...]:
+        if self._files is not None:
+            return ("--tls", *self._files)
+        return ("--secret-file", str(secret_file or self.folder / "secret"))
 
     def _start(self, name: str, *words: str) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
@@ -132,7 +140,7 @@ class Cluster:
 
     def penstock(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command of a user."""
-        where = ("--controller", self.address, "--secret-file", str(self.folder / "secret"))
+        where = ("--controller", self.address, *self._proof())
         return subprocess.run(
             [*COMMAND, *words, *where], cwd=self.folder, env=self.environment(),
             capture_output=True, text=True, timeout=PATIENCE_S, check=False,
