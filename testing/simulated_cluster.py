@@ -43,6 +43,7 @@ class ClusterWorld(World):
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
+        self.faults_left = self.rng.choice((0, 1, 2, 4, 8, 12))
         self.catalog = MemoryCatalog(self)
         self.controller: SimulatedController | None = None
         self._controller_ns = 0
@@ -53,7 +54,7 @@ class ClusterWorld(World):
         self.nodes = [SimulatedNode(self, f"n{number}") for number in range(NODES)]
         self._faults: list[Callable[[], None]] = [
             self._kill_node, self._kill_node, self._stop_node, self._freeze_node,
-            self._cut_link, self._silence_link, self._silence_link, self._kill_agent,
+            self._cut_link, self._silence_link, self._reset_link, self._slow_link, self._kill_agent,
             self._strike_subtask, self._strike_subtask, self._kill_coordinator,
             self._stop_coordinator, self._kill_controller, self._kill_controller,
             self._stop_controller, self._crash_at_save, self._drain_node, self._stop_job,
@@ -86,11 +87,14 @@ class ClusterWorld(World):
 
     def _step(self) -> None:
         self.now_ns += int(self.rng.expovariate(1 / STEP_NS)) + 1
-        if self.faults_left and self.rng.random() < 0.01:
+        strikes = self.rng.random() < 0.01
+        while strikes and self.faults_left:
             self.faults_left -= 1
             fault = self.rng.choice(self._faults)
             self.note(fault.__name__)
             fault()
+            # Faults seldom come alone: what one alone does to a protocol is soon mended.
+            strikes = self.rng.random() < 0.35
         if self.controller is None:
             if self.now_ns >= self._controller_ns:
                 self._start_controller()
@@ -143,8 +147,11 @@ class ClusterWorld(World):
         for node in self.nodes:
             due += [node.deadline_ns if node.runnable else node.paused_until_ns]
             due += [node.frozen_until_ns]
+            if node.link is not None:
+                due += [node.link.down.due_ns or 0]
         if self.controller is not None:
             due += [self.controller.deadline_ns or 0, self.controller.paused_until_ns]
+            due += [link.up.due_ns or 0 for link in self.controller.links]
             for each in self.controller.coordinators:
                 due += [each.deadline_ns or 0, each.paused_until_ns]
         soonest = min((ns for ns in due if ns > self.now_ns), default=self.now_ns + SECOND_NS)
@@ -246,6 +253,17 @@ class ClusterWorld(World):
         if node.link is not None:
             node.link.silence()
 
+    def _reset_link(self) -> None:
+        node = self.rng.choice(self.nodes)
+        node.unreachable_until_ns = self._later(6)
+        if node.link is not None:
+            node.link.reset()
+
+    def _slow_link(self) -> None:
+        link = self.rng.choice(self.nodes).link
+        if link is not None:
+            link.slow_down(self.rng.randrange(2 * SECOND_NS))
+
     def _kill_agent(self) -> None:
         agents = [agent for node in self.nodes for agent in node.agents.values()]
         if agents:
@@ -281,7 +299,7 @@ class ClusterWorld(World):
         """A node dials the controller."""
         if self.controller is None:
             return None
-        link = SimulatedLink(self.rng, node.name)
+        link = SimulatedLink(self, node.name)
         self.controller.links[link] = None
         return link
 
