@@ -248,7 +248,13 @@ class WindowAnalytics:
         """
         names = {"row_number": row_number, "rank": rank, "dense_rank": dense_rank}
         ranks = {kind: name for kind, name in names.items() if name is not None}
-        return self._ranked("rank", None, by, ranks, user_location())
+        location = user_location()
+        if not ranks:
+            from .schema_check import plan_error
+
+            advice = 'Write  rank(by=..., rank="r") ; without any there is  sort(by=...) .'
+            raise plan_error("rank", "no rank is named", location, advice)
+        return self._ranked("rank", None, by, ranks, location)
 
     def sort(self, *, by: By) -> Stream[Any]:
         """All rows per key and window in order, one key behind the other.

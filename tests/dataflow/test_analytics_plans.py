@@ -42,6 +42,7 @@ def test_what_cannot_be_meant_is_refused_on_its_line() -> None:
             "rows once given stay",
         ),
         (lambda: hours.rank(by="distance", rank="tail"), 'two result columns are called "tail"'),
+        (lambda: hours.rank(by="distance"), "rank: no rank is named"),
         (lambda: stream().map_async(3), "3 is not a function"),  # type: ignore[arg-type]
         (lambda: stream().map_async(len, concurrency=0), "0 is not a number of rows"),
         (

@@ -35,7 +35,7 @@ from penstock.operators.processor import LATE
 from penstock.operators.ranking import NewestArrival, RunningTopProcessor
 from penstock.operators.ranking_windows import WindowRankProcessor
 from penstock.operators.row_order import RowOrder
-from penstock.operators.windows.descriptors import Cumulate, Hop, Tumble
+from penstock.operators.windows.descriptors import Cumulate, Hop, Tumble, tumble
 from penstock.testing.harness import Harness
 
 KEYS = ["k", "s"]
@@ -272,4 +272,18 @@ def test_orders_know_text_and_nulls() -> None:
         "a",
         "",
         None,
+    ]
+
+
+def test_windows_of_a_calendar_have_their_first_rows_too() -> None:
+    window = tumble("1 day", timezone="Europe/Berlin")
+    order = RowOrder("v desc", SCHEMA)
+    driven = Harness(WindowRankProcessor(window, ["k"], order, SCHEMA, 1), [SCHEMA])
+    hour = 3600 * 10**9
+    rows = [(1, "", None, at, at * hour) for at in range(47)]
+    driven.send(as_batch(rows)).restart().end()
+    # In January Berlin is an hour ahead: its days begin at 23:00 UTC.
+    assert tuples(driven.taken(), ["v", "window_start"]) == [
+        (22, -hour),
+        (46, 23 * hour),
     ]
