@@ -57,7 +57,6 @@ class StoredRows:
         self._numbers = np.zeros(0, np.int64)
         self._known = np.zeros(0, np.bool_)
         self._dirty = np.zeros(0, np.bool_)
-        self._touched: list[Numbers] = []
         self._gone: list[tuple[pa.RecordBatch, Hashes]] = []
 
     def resize(self, capacity: int) -> None:
@@ -72,14 +71,10 @@ class StoredRows:
         self._next += len(slots)
         self._known[slots] = False
         self._dirty[slots] = True
-        self._touched.append(slots)
 
     def changed(self, slots: Numbers) -> None:
         """Rows that state has otherwise."""
-        clean = slots[~self._dirty[slots]]
-        if len(clean):
-            self._dirty[clean] = True
-            self._touched.append(clean)
+        self._dirty[slots] = True
 
     def removed(self, slots: Numbers) -> None:
         """Called before the rows go."""
@@ -94,15 +89,9 @@ class StoredRows:
         for keys, hashes in self._gone:
             self._table.delete(keys, hashes)
         self._gone.clear()
-        if not self._touched:
-            return
-        slots = np.concatenate(self._touched)
-        self._touched.clear()
-        slots = slots[self._dirty[slots]]
+        slots = np.flatnonzero(self._dirty)
         if len(slots):
             self._dirty[slots] = False
-            # A slot that was freed and used again was touched twice.
-            slots = np.unique(slots)
             self._known[slots] = True
             self._table.upsert(self._keys(slots), self._values(slots), self._hashes(slots))
 
@@ -123,7 +112,6 @@ class StoredRows:
             self._known[slots] = True
             self._dirty[slots] = False
             self._next = max(self._next, int(self._numbers[slots].max(initial=-1)) + 1)
-        self._touched.clear()
 
     def _keys(self, slots: Numbers) -> pa.RecordBatch:
         arrays = [self._live.array(key, slots) for key in self._live.keys]

@@ -89,6 +89,9 @@ class WindowJoinProcessor(JoinProcessor):
 
     def _range(self, times: Numbers, port: int) -> tuple[Numbers, Numbers]:
         panes = self._grid.panes(times)
+        if self._grid.single:
+            # Rows of complete windows were set apart as late.
+            return panes, panes + (self._grid.size_ns - 1)
         first = self._grid.next_ends(panes, self._done)
         return self._grid.starts(first), self._grid.last_ends(panes) - 1
 
