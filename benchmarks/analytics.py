@@ -86,6 +86,10 @@ def main() -> None:
     batches = bids(given.rows, given.batch, given.keys)
     print(json.dumps({"machine": platform.machine(), "batch": given.batch, "keys": given.keys}))
     by_auction, price = ["auction"], RowOrder("price desc", SCHEMA)
+    # Kernels are loaded by whoever is first, which is nobody's cost here.
+    first = FirstRowProcessor(by_auction, SCHEMA, False)
+    first.open(Context())  # type: ignore[arg-type]
+    first.process(batches[0], 0)
     newest = RowOrder('"_time" desc', SCHEMA)
     second = tumble("1 second")
     run("top 3, running", RunningTopProcessor(by_auction, price, 3, SCHEMA), batches)

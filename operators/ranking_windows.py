@@ -148,7 +148,8 @@ class WindowRankProcessor(Processor):
             return
         rows = rows.take(pa.array(at))
         keys = group_rows(self._keys.columns(rows), len(at)).codes.astype(np.int64)
-        order = self._order.sort(rows, [ends, keys])
+        # Numbers of windows are narrower than their times, and sort as fast as one word.
+        order = self._order.sort(rows, [np.unique(ends, return_inverse=True)[1], keys])
         starts = run_starts(ends[order], keys[order])
         nth = np.arange(len(order)) - starts
         if self._count is not None:
@@ -209,9 +210,9 @@ class _PaneRows:
         return np.array(sorted(self._panes), np.int64)
 
     def add(self, batch: pa.RecordBatch, panes: Numbers) -> None:
-        """Keep copies of the rows that can matter."""
+        """Keep copies of the rows; those that cannot matter go when enough have come."""
         self._panes.update(np.unique(panes).tolist())
-        self._pending.append(batch.take(pa.array(self._first(batch))))
+        self._pending.append(batch.take(pa.array(np.arange(batch.num_rows))))
         self._pending_rows += self._pending[-1].num_rows
         if self._pending_rows >= PENDING_ROWS_MAX:
             self.spill()
@@ -220,10 +221,11 @@ class _PaneRows:
         """The rows that are among the first of their key and pane."""
         if self._count is None:
             return np.arange(batch.num_rows)
-        panes = self._grid.panes(times_of(batch))
-        keys = group_rows(self._keys.columns(batch), batch.num_rows).codes.astype(np.int64)
-        order = self._order.sort(batch, [panes, keys])
-        nth = np.arange(len(order)) - run_starts(panes[order], keys[order])
+        panes = pa.array(self._grid.panes(times_of(batch)))
+        columns = [panes, *(self._keys.columns(batch) if self._keys.names else ())]
+        groups = group_rows(columns, batch.num_rows).codes.astype(np.int64)
+        order = self._order.sort(batch, [groups])
+        nth = np.arange(len(order)) - run_starts(groups[order])
         return np.sort(order[nth < self._count])
 
     def spill(self) -> None:

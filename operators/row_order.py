@@ -167,7 +167,7 @@ def ordered(words: Sequence[Numbers], ties: Sequence[pa.Array]) -> Numbers:
     for word in words:
         in_order = word[order]
         same &= in_order[1:] == in_order[:-1]
-    for column in ties:
+    for column in [*ties, None]:
         if not same.any():
             break
         tied = np.zeros(len(order), np.bool_)
@@ -176,7 +176,8 @@ def ordered(words: Sequence[Numbers], ties: Sequence[pa.Array]) -> Numbers:
         at = np.flatnonzero(tied)
         rows = order[at]
         run = np.cumsum(np.concatenate([[True], ~same]))[at]
-        within = sort_words(column.take(pa.array(rows)))
+        # At last equal rows keep the order in which they were given.
+        within = [rows] if column is None else sort_words(column.take(pa.array(rows)))
         again = _sorted([run, *within])
         order[at] = rows[again]
         still = np.ones(max(0, len(at) - 1), np.bool_)
@@ -193,7 +194,8 @@ def _sorted(words: Sequence[Numbers]) -> Numbers:
         raise AssertionError("nothing to sort by")
     packed = _packed(words)
     if packed is not None:
-        return np.argsort(packed, kind="stable")
+        # Several times faster than a stable sort; `ordered` puts right what ties.
+        return np.argsort(packed)
     return np.lexsort(words[::-1])
 
 
