@@ -201,8 +201,7 @@ class UpdatingAggregateProcessor(Processor):
         return found
 
     def _results(self, slots: Slots) -> list[pa.Array]:
-        room = self._groups.index.capacity
-        values = [each.of(slots, room) for each in self._values]
+        values = [each.of(slots) for each in self._values]
         return self._calls.results(self._groups.parts_of(slots), values)
 
     def _remove_empty(self, slots: Slots) -> None:
@@ -211,13 +210,13 @@ class UpdatingAggregateProcessor(Processor):
             return
         empty = self._calls.empty(self._groups.parts_of(slots))
         for values in self._values:
-            empty &= ~values.any_of(slots, self._groups.index.capacity)
+            empty &= ~values.any_of(slots)
         self._forget(slots[empty])
 
     def _forget(self, slots: Slots) -> None:
         if len(slots):
             for values in self._values:
-                values.remove(slots, self._groups.index.capacity)
+                values.remove(slots)
             self._groups.remove(slots)
 
     # Time -------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The values behind aggregates that need every one of them, per live group, with how often.
 
 In state each (key, value) is a row of its own, addressed by a hash whose key group is the key's,
-so that a rescale takes values where their group goes. Reading the values of some groups looks at
-all of them once: it is done when changes are given, not per batch.
+so that a rescale takes values where their group goes. The values of a group are found through a
+list, when changes are given, not per batch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from penstock.elements.buffers import fixed_values
 from penstock.elements.hash import Hashes, hash_array
 from penstock.state.backend import StateBackend
 
+from .kernels.owned_slots import new_owned_slots
 from .kernels.slot_index import SlotIndex
 from .updating_groups import HashesOf, LiveGroups, Marked, Slots, grown
 
@@ -35,15 +36,14 @@ class LiveValues:
         self._schema: pa.Schema = keys.append(pa.field(VALUE, kind))
         self._index = SlotIndex(self._schema)
         self._times = np.zeros(0, np.int64)
-        self._owners = np.zeros(0, np.int64)
+        self._owned = new_owned_slots()
         self._saved = np.zeros(0, np.bool_)
         self._unsaved = Marked()
-        self._room()
 
     def _room(self) -> None:
         room = self._index.capacity
+        self._owned.reserve(self._groups.index.capacity, room)
         self._times = grown(self._times, room)
-        self._owners = grown(self._owners, room)
         self._saved = grown(self._saved, room)
         self._unsaved.room(room)
 
@@ -68,36 +68,34 @@ class LiveValues:
         self._room()
         fresh = slots[new]
         self._times[fresh], self._saved[fresh] = 0, False
-        self._owners[fresh] = owners[new]
+        self._owned.link(fresh, owners[new])
         np.add.at(self._times, slots, weights)
-        self._unsaved.add(np.unique(slots))
+        _, distinct = self._index.number(slots)
+        self._unsaved.add(distinct)
 
-    def of(self, groups: Slots, capacity: int) -> tuple[Slots, pa.Array, pa.Array]:
+    def of(self, groups: Slots) -> tuple[Slots, pa.Array, pa.Array]:
         """(which of `groups`, value, how often) of what is there; values once per group."""
-        live = self._index.live
-        number = np.full(capacity, -1, np.int64)
-        number[groups] = np.arange(len(groups))
-        owners = number[self._owners[live]]
-        wanted = (owners >= 0) & (self._times[live] > 0)
-        slots = live[wanted]
+        numbers, slots = self._of(groups)
+        there = self._times[slots] > 0
+        slots = slots[there]
         content = self._index.keys_of(slots).column(VALUE)
-        return owners[wanted], content, pa.array(self._times[slots])
+        return numbers[there], content, pa.array(self._times[slots])
 
-    def any_of(self, groups: Slots, capacity: int) -> npt.NDArray[np.bool_]:
+    def any_of(self, groups: Slots) -> npt.NDArray[np.bool_]:
         """Which of `groups` have values that count, or that were taken back too early."""
-        live = self._index.live
-        used = np.zeros(capacity, np.bool_)
-        used[self._owners[live[self._times[live] != 0]]] = True
-        found: npt.NDArray[np.bool_] = used[groups]
+        numbers, slots = self._of(groups)
+        found = np.zeros(len(groups), np.bool_)
+        found[numbers[self._times[slots] != 0]] = True
         return found
 
-    def remove(self, groups: Slots, capacity: int) -> None:
+    def remove(self, groups: Slots) -> None:
         """Forget all values of these groups."""
-        gone = np.zeros(capacity, np.bool_)
-        gone[groups] = True
-        live = self._index.live
-        slots = live[gone[self._owners[live]]]
-        self._drop(slots)
+        self._drop(self._of(groups)[1])
+
+    def _of(self, groups: Slots) -> tuple[Slots, Slots]:
+        # Groups may have come since, all of whose values are null.
+        self._room()
+        return self._owned.of(groups)
 
     def _drop(self, slots: Slots) -> None:
         saved = slots[self._saved[slots]]
@@ -105,6 +103,7 @@ class LiveValues:
             keys = self._index.keys_of(saved)
             self._table.delete(keys, self._hashes(keys))
         self._unsaved.remove(slots)
+        self._owned.unlink(slots)
         self._index.remove(slots)
 
     # State ------------------------------------------------------------------------------------
@@ -113,13 +112,15 @@ class LiveValues:
         """Find the values of the checkpoint. Requires: `groups` are open."""
         self._table = state.table(self._name, self._schema, VALUE_SCHEMA)
         self._hashes_of = hashes_of
+        self._groups = groups
+        self._room()
         for batch in self._table.scan():
             both = batch.select(self._schema.names).cast(self._schema)
             slots, _ = self._index.add(both, self._hashes(both))
             self._room()
             self._times[slots] = fixed_values(batch.column(TIMES))
             keys = both.select(self._keys.names)
-            self._owners[slots] = groups.index.find(keys, hashes_of(keys))
+            self._owned.link(slots, groups.index.find(keys, hashes_of(keys)))
             self._saved[slots] = True
 
     def save(self) -> None:

@@ -41,7 +41,7 @@ LINEAR = {
     "sum_d": "sum(d)",
     "mean": "avg(n)",
     "mean_d": "avg(d)",
-    "spread": "var_samp(n)",
+    "spread": "var_samp(n % 100)",
     "big": "count(*) FILTER (WHERE n > 0)",
 }
 VALUES = {
@@ -90,6 +90,7 @@ def result_of(rows: list[Row]) -> tuple[Any, ...]:
     d = [r[3] for r in rows if r[3] is not None]
     s = [r[4] for r in rows if r[4] is not None]
     b = [r[5] for r in rows if r[5] is not None]
+    small = [int(math.fmod(v, 100)) for v in n]
     mean_d = None
     if d:
         mean_d = (sum(d, Decimal(0)) / len(d)).quantize(Decimal("0.000001"))
@@ -97,7 +98,7 @@ def result_of(rows: list[Row]) -> tuple[Any, ...]:
     return (
         len(rows), len(n), sum(n) if n else None, float_sum(f), sum(d, Decimal(0)) if d else None,
         sum(n) / len(n) if n else None, mean_d,
-        float(statistics.variance(n)) if len(n) > 1 else None, sum(1 for v in n if v > 0),
+        float(statistics.variance(small)) if len(n) > 1 else None, sum(1 for v in n if v > 0),
         min(n, default=None), most, min(s, default=None), all(b) if b else None, len(set(s)),
         float(statistics.median(n)) if n else None,
     )  # fmt: skip
