@@ -97,3 +97,20 @@ def test_a_lookup() -> None:
         return rows.join_lookup(length_of, on="k", returns=returns, cache_rows=100)
 
     assert_same_rows(build, [(e.k, e.id, ord(e.k)) for e in events()])
+
+
+def test_a_join_of_what_is_still_being_counted() -> None:
+    def build() -> ps.Stream[Any]:
+        p = ps.Pipeline("law")
+        counts = read(p).key_by("k").aggregate(n="count(*)", ttl=ps.FOREVER)
+        scales = read(p, MORE, "more").select("k", other="id", w="v")
+        return counts.join(scales, on="k", how="full", ttl=ps.FOREVER, where="n > w")
+
+    expected = sql(
+        """WITH counts AS (SELECT k, count(*) AS n FROM a GROUP BY k)
+           SELECT coalesce(c.k, b.k), c.n, b.id, b.v FROM counts c
+           FULL JOIN b ON c.k = b.k AND c.n > b.v""",
+        a=as_table(events()),
+        b=TABLES["b"],
+    )
+    assert_same_rows(build, expected)
