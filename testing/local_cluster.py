@@ -126,9 +126,13 @@ class LocalCluster:
     def _start(self, name: str, *words: str) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
             self.popens[name] = subprocess.Popen(
-                [*COMMAND, *words], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log,
+                [*self.host_of(name), *COMMAND, *words], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, env=self.environment(), start_new_session=True,
             )  # fmt: skip
+
+    def host_of(self, name: str) -> list[str]:
+        """Words before the command of a service: what runs it on a host of its own."""
+        return []
 
     def environment(self) -> dict[str, str]:
         """Of everything that is started here."""

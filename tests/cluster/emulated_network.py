@@ -6,16 +6,20 @@ They share CPU, disk, clock and /dev/shm, so each needs directories of its own. 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 SWITCH = Path(__file__).with_name("emulated_switch.py")
 SUBNET = "10.77.13"
+CLONE_NEWNET = 0x40000000
 
 
 def why_not() -> str | None:
@@ -49,6 +53,21 @@ class EmulatedNetwork:
     def on(self, host: int) -> list[str]:
         """Words to put before a command that is to run on this host."""
         return ["ip", "netns", "exec", self._namespace(host)]
+
+    @contextlib.contextmanager
+    def entered(self, host: int) -> Iterator[None]:
+        """Sockets that this thread makes meanwhile, and commands that it starts, are of a host."""
+        before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        there = os.open(f"/run/netns/{self._namespace(host)}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _enter(there)
+            try:
+                yield
+            finally:
+                _enter(before)
+        finally:
+            os.close(there)
+            os.close(before)
 
     def link(
         self, source: int, target: int, *, delay_s: float = 0, loss: float = 0, cut: bool = False
@@ -106,9 +125,7 @@ class EmulatedNetwork:
             _ip(*inside, "lo", "up")
 
     def _remove(self) -> None:
-        for host in self._made:
-            _ip("netns", "del", self._namespace(host))
-        self._made.clear()
+        # The switch first: a namespace takes its device along when it goes.
         if self._switch is not None:
             assert self._switch.stdin is not None
             assert self._switch.stdout is not None
@@ -116,6 +133,9 @@ class EmulatedNetwork:
             self._switch.stdout.close()
             self._switch.wait(10)
             self._switch = None
+        for host in self._made:
+            _ip("netns", "del", self._namespace(host))
+        self._made.clear()
 
     def _answered(self) -> None:
         assert self._switch is not None
@@ -125,6 +145,12 @@ class EmulatedNetwork:
 
     def _namespace(self, host: int) -> str:
         return f"ps{os.getpid()}-{host}"
+
+
+def _enter(namespace: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace, CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _ip(*words: str) -> None:
