@@ -48,6 +48,7 @@ class ClusterWorld(World):
         self.controller: SimulatedController | None = None
         self._controller_ns = 0
         self._save_fault = 0
+        self._struck: SimulatedNode | None = None
         self._channels: dict[Attempt, dict[tuple[str, ...], deque[Item]]] = {}
         self._parts: dict[Attempt, list[SimulatedJobAgent]] = {}
         self._launch = self._seen_term = 0
@@ -231,36 +232,36 @@ class ClusterWorld(World):
         return self.controller.coordinators if self.controller is not None else []
 
     def _kill_node(self) -> None:
-        self.rng.choice(self.nodes).die()
+        self._victim().die()
 
     def _stop_node(self) -> None:
-        self.rng.choice(self.nodes).paused_until_ns = self._later(6)
+        self._victim().paused_until_ns = self._later(6)
 
     def _freeze_node(self) -> None:
-        self.rng.choice(self.nodes).frozen_until_ns = self._later(6)
+        self._victim().frozen_until_ns = self._later(6)
 
     def _drain_node(self) -> None:
-        self.rng.choice(self.nodes).drain()
+        self._victim().drain()
 
     def _cut_link(self) -> None:
-        link = self.rng.choice(self.nodes).link
+        link = self._victim().link
         if link is not None:
             link.cut("a fault")
 
     def _silence_link(self) -> None:
-        node = self.rng.choice(self.nodes)
+        node = self._victim()
         node.unreachable_until_ns = self._later(6)
         if node.link is not None:
             node.link.silence()
 
     def _reset_link(self) -> None:
-        node = self.rng.choice(self.nodes)
+        node = self._victim()
         node.unreachable_until_ns = self._later(6)
         if node.link is not None:
             node.link.reset()
 
     def _slow_link(self) -> None:
-        link = self.rng.choice(self.nodes).link
+        link = self._victim().link
         if link is not None:
             link.slow_down(self.rng.randrange(2 * SECOND_NS))
 
@@ -289,6 +290,12 @@ class ClusterWorld(World):
         for node in self.nodes:
             node.die()
         self.store.lose_power()
+
+    def _victim(self) -> SimulatedNode:
+        """Often the one struck before: two faults of one node do what neither does alone."""
+        if self._struck is None or self.rng.random() < 0.4:
+            self._struck = self.rng.choice(self.nodes)
+        return self._struck
 
     def _later(self, seconds: int) -> int:
         return self.now_ns + self.rng.randrange(seconds * SECOND_NS)

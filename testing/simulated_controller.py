@@ -150,7 +150,8 @@ class SimulatedController:
         jobs = [each for each in self.coordinators if each.outbox or not each.alive]
         if not links and not jobs:
             return False
-        choice = self._world.rng.choice([*links, *jobs])
+        everyone: list[SimulatedLink | SimulatedCoordinator] = [*links, *jobs]
+        choice = self._world.rng.choice(everyone)
         if isinstance(choice, SimulatedLink):
             body = choice.up.receive()
             if body is None:
