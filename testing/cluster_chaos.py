@@ -1,4 +1,4 @@
-"""Shooting clusters: kills, stops, cuts, drains and rescales a running job at random.
+"""Shooting clusters: kills, stops, cuts, drains, rescales and resubmits a running job at random.
 
 What dies is started again a little later, as a supervisor would. Everything is decided by one seed;
 what it meets depends on timing, as in life.
@@ -10,180 +10,170 @@ import heapq
 import os
 import random
 import signal
-import socket
-import threading
+import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
+from pathlib import Path
 
-from penstock.elements.errors import PenstockError
 from penstock.runtime.sweep import start_time
 
+from .cluster_links import Links
 from .local_cluster import LocalCluster, Process
 
 POLL_S = 0.05
-STOP_S = (0.2, 4.0)
-"""How long a node stands still: shorter and longer than its lease."""
+STOP_S = (0.2, 5.0)
+"""How long processes stand still: shorter and longer than a lease with its margin."""
 AWAY_S = (0.0, 3.0)
 """How long a killed root stays away."""
+HARM_S = (0.2, 8.0)
+"""How long links are harmed: shorter and longer than what a connection forgives."""
+AGAIN_S = 1.0
+"""A submission that was not accepted is repeated this much later."""
 WIDTHS = (1, 2, 3, 4)
 BELOW = ("subtask", "net", "fork server", "job agent", "job")
+ANY_KIND = (*BELOW, "agent", "controller")
 ACTIONS = {
     "subtask": 4, "net": 3, "fork server": 1, "job agent": 2, "job": 1, "agent": 3,
-    "controller": 1, "stop": 2, "stop net": 1, "cut": 3, "drain": 1, "rescale": 2,
+    "controller": 1, "stop node": 2, "stop one": 3, "links": 6, "drain": 1, "rescale": 2,
+    "resubmit": 1,
 }  # fmt: skip
 """How often each is chosen, beside the others."""
-
-
-class Road:
-    """A way to the controller that can be cut: forwards bytes both ways until told."""
-
-    def __init__(self, target: str) -> None:
-        """`target`: host:port."""
-        host, port = target.rsplit(":", 1)
-        self._target = (host, int(port))
-        self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
-        threading.Thread(target=self._listen, name="road", daemon=True).start()
-
-    def cut(self) -> None:
-        """End all connections that are on it; new ones may come at once."""
-        with self._lock:
-            cut, self._open = self._open, set()
-        for sock in cut:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                # Ended by itself.
-                pass
-
-    def close(self) -> None:
-        """Let nobody pass any more."""
-        try:
-            self._server.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-        self._server.close()
-        self.cut()
-
-    def _listen(self) -> None:
-        while True:
-            try:
-                near, _ = self._server.accept()
-            except OSError:
-                return
-            try:
-                far = socket.create_connection(self._target, timeout=2.0)
-                far.settimeout(None)
-            except OSError:
-                near.close()
-                continue
-            with self._lock:
-                self._open |= {near, far}
-            for ends in ((near, far), (far, near)):
-                threading.Thread(target=self._carry, args=ends, daemon=True).start()
-
-    def _carry(self, source: socket.socket, target: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                target.sendall(data)
-        except OSError:
-            pass
-        for sock in (source, target):
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-        with self._lock:
-            self._open.discard(source)
-        # Its other direction holds the target, and closes that one.
-        source.close()
+LIVE, STOPPING = "stop it first", "is stopping already"
+"""What a submission is told while the job is live."""
 
 
 class ClusterChaos:
-    """Acts on one cluster and its job until told to heal."""
+    """Acts on one cluster and its job; `submission`: the words that submit it, after `submit`."""
 
     def __init__(
-        self, cluster: LocalCluster, seed: int, pause_s: tuple[float, float] = (0.3, 2.5)
+        self,
+        cluster: LocalCluster,
+        links: Links,
+        seed: int,
+        submission: Sequence[str],
+        output: Path,
+        pause_s: tuple[float, float] = (0.3, 3.0),
     ) -> None:
-        """`pause_s`: least and most time between two actions. Before the agents are started:
-        they reach the controller by roads that this cuts."""
+        """`output`: the folder where its rows appear. `pause_s`: between two actions."""
         self.done: Counter[str] = Counter()
+        self.standstill_s = 0.0
+        """The longest time in which no row became visible, but for the first ones."""
         self._cluster = cluster
+        self._links = links
         self._random = random.Random(seed)
+        self._submission = list(submission)
+        self._output = output
         self._pause_s = pause_s
-        self._roads = {name: Road(cluster.address) for name in cluster.agents}
-        cluster.roads.update((name, road.address) for name, road in self._roads.items())
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._stopped: set[tuple[int, int]] = set()
         self._returning: set[str] = set()
+        self._commands: list[tuple[subprocess.Popen[bytes], Callable[[int], None]]] = []
+        self._resubmitting = False
+        self._log = cluster.folder / "chaos.log"
+        self._seen = (0, 0.0)
 
-    def run(self, job: str, seconds: float) -> None:
-        """Act for a while, or until the job has ended; then heal."""
+    def run(self, job: str, seconds: float, patience_s: float) -> None:
+        """Act for a while; then heal and let the job end. AssertionError if it does not."""
         began = time.monotonic()
         due = began + self._random.uniform(*self._pause_s)
         while (now := time.monotonic()) < began + seconds:
-            while self._later and self._later[0][0] <= now:
-                heapq.heappop(self._later)[2]()
-            self._bring_back()
             if now >= due:
                 self._act(job)
-                due = now + self._random.uniform(*self._pause_s)
+                due = time.monotonic() + self._random.uniform(*self._pause_s)
+            self._tend()
             time.sleep(POLL_S)
-        self.heal()
+        self._heal()
+        quiet = time.monotonic() + patience_s
+        while self._resubmitting or self._commands:
+            self._tend()
+            assert time.monotonic() < quiet, f"commands do not end\n{self._cluster.story()}"
+            time.sleep(POLL_S)
+        self._cluster.until_state(job, "finished", patience_s=patience_s, meanwhile=self._tend)
 
-    def heal(self) -> None:
-        """Wake what sleeps and start what is away; nothing more is done to it."""
+    # What goes on beside the actions ------------------------------------------------------------
+
+    def _tend(self) -> None:
+        """Undo what is due, bring back what has ended, hear commands out, watch the output."""
+        now = time.monotonic()
+        while self._later and self._later[0][0] <= now:
+            heapq.heappop(self._later)[2]()
+        for name, popen in self._cluster.popens.items():
+            if popen.poll() is not None and name not in self._returning:
+                self._returning.add(name)
+                self._in(self._random.uniform(*AWAY_S), partial(self._start, name))
+        for ended in [pair for pair in self._commands if pair[0].poll() is not None]:
+            self._commands.remove(ended)
+            ended[1](ended[0].returncode)
+        changed = self._output.stat().st_mtime_ns if self._output.exists() else 0
+        if changed != self._seen[0]:
+            if self._seen[0]:
+                self.standstill_s = max(self.standstill_s, now - self._seen[1])
+            self._seen = (changed, now)
+
+    def _heal(self) -> None:
+        """Wake what sleeps, heal links; what is away comes back by itself."""
+        self._links.heal()
         for pid, started in self._stopped:
             _signal(pid, started, signal.SIGCONT)
-        self._later.clear()
-        for name in ("controller", *self._cluster.agents):
-            if self._cluster.popens[name].poll() is not None:
-                self._start(name)
+        self._stopped.clear()
 
-    def close(self) -> None:
-        """Give the roads up."""
-        for road in self._roads.values():
-            road.close()
+    def _start(self, name: str) -> None:
+        self._returning.discard(name)
+        if name == "controller":
+            self._cluster.start_controller()
+        else:
+            self._cluster.start_agent(name)
+
+    def _in(self, seconds: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._later, (time.monotonic() + seconds, next(self._order), action))
 
     # Actions ----------------------------------------------------------------------------------
 
     def _act(self, job: str) -> None:
         action = self._random.choices(list(ACTIONS), list(ACTIONS.values()))[0]
         name = self._random.choice(self._cluster.agents)
+        happened = True
         if action in BELOW:
-            found = self._cluster.processes(action)
-            if not found:
-                return
-            self._cluster.kill(self._random.choice(found))
+            happened = self._kill_one(action)
         elif action in ("agent", "controller"):
-            root = name if action == "agent" else "controller"
-            if self._cluster.popens[root].poll() is not None:
-                return
-            self._cluster.kill_root(root)
-        elif action == "stop":
+            happened = self._kill_root(name if action == "agent" else "controller")
+        elif action == "stop node":
             self._stop(self._cluster.processes(node=name))
-        elif action == "stop net":
-            self._stop(self._cluster.processes("net", name))
-        elif action == "cut":
-            self._roads[name].cut()
+        elif action == "stop one":
+            kind = self._random.choice(ANY_KIND)
+            found = self._cluster.processes(kind)
+            happened = bool(found)
+            if found:
+                self._stop([self._random.choice(found)])
+                action = f"stop {kind}"
+        elif action == "links":
+            action, undo = self._links.harm(self._random)
+            self._in(self._random.uniform(*HARM_S), undo)
         elif action == "drain":
             self._cluster.popens[name].send_signal(signal.SIGTERM)
-        elif not self._rescale(job):
+        elif action == "rescale":
+            width = str(self._random.choice(WIDTHS))
+            self._command(("scale", job, width), partial(self._note, action))
             return
-        self.done[action] += 1
+        else:
+            happened = self._resubmit(job)
+        self.done[action] += happened
+        self._say(action if happened else f"{action}: nobody there")
 
-    def _rescale(self, job: str) -> bool:
-        try:
-            self._cluster.client.scale(job, {"": self._random.choice(WIDTHS)})
-        except PenstockError:
-            # The controller is away, or the job is over.
+    def _kill_one(self, kind: str) -> bool:
+        found = self._cluster.processes(kind)
+        if found:
+            self._cluster.kill(self._random.choice(found))
+        return bool(found)
+
+    def _kill_root(self, name: str) -> bool:
+        if self._cluster.popens[name].poll() is not None:
             return False
+        self._cluster.kill_root(name)
         return True
 
     def _stop(self, processes: list[Process]) -> None:
@@ -199,22 +189,47 @@ class ClusterChaos:
 
         self._in(self._random.uniform(*STOP_S), wake)
 
-    def _bring_back(self) -> None:
-        """Roots that have ended, for whatever reason, are started again in a while."""
-        for name, popen in self._cluster.popens.items():
-            if popen.poll() is not None and name not in self._returning:
-                self._returning.add(name)
-                self._in(self._random.uniform(*AWAY_S), partial(self._start, name))
+    # Commands of a user -----------------------------------------------------------------------
 
-    def _start(self, name: str) -> None:
-        self._returning.discard(name)
-        if name == "controller":
-            self._cluster.start_controller()
-        else:
-            self._cluster.start_agent(name)
+    def _resubmit(self, job: str) -> bool:
+        """Stop the job with a checkpoint and submit it again, whatever becomes of the stop."""
+        if self._resubmitting:
+            return False
+        self._resubmitting = True
+        self._command(("stop", job, "--wait"), lambda code: self._submit())
+        return True
 
-    def _in(self, seconds: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._later, (time.monotonic() + seconds, next(self._order), action))
+    def _submit(self) -> None:
+        said = self._log.stat().st_size
+
+        def after(code: int) -> None:
+            with open(self._log, "rb") as log:
+                log.seek(said)
+                answer = log.read().decode(errors="replace")
+            live = LIVE in answer and STOPPING not in answer
+            # Live: the stop was not heard, or this is a repetition and the first one was.
+            self._resubmitting = code != 0 and not live
+            if self._resubmitting:
+                self._in(AGAIN_S, self._submit)
+
+        self._command(("submit", *self._submission), after)
+
+    def _note(self, action: str, code: int) -> None:
+        self.done[action if code == 0 else f"{action} refused"] += 1
+
+    def _command(self, words: Sequence[str], after: Callable[[int], None]) -> None:
+        self._say(" ".join(words))
+        with open(self._log, "ab") as log:
+            popen = subprocess.Popen(
+                self._cluster.command(*words), cwd=self._cluster.folder, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, env=self._cluster.environment(),
+            )  # fmt: skip
+        self._commands.append((popen, after))
+
+    def _say(self, text: str) -> None:
+        stamp = time.strftime("%H:%M:%S")
+        with open(self._log, "a") as log:
+            log.write(f"{stamp} {text}\n")
 
 
 def _signal(pid: int, started: int, number: int) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -70,11 +70,13 @@ class LocalCluster:
         self.agents = [f"n{i}" for i in range(1, agents + 1)]
         self.roads: dict[str, str] = {}
         """Addresses that lead to the controller, by agent, for tests that cut them."""
+        self.left: dict[str, list[str]] = {"processes": [], "files": [], "segments": []}
+        """What was still there after an orderly end; known when the context is left."""
         self._seen: set[tuple[int, int]] = set()
         secret = None if tls else str(folder / "secret")
         self.client = Client(self.address, load_credentials(secret, self._files))
 
-    def __enter__(self) -> LocalCluster:
+    def __enter__(self) -> Self:
         try:
             self.start_controller()
             for name in self.agents:
@@ -98,8 +100,9 @@ class LocalCluster:
         finally:
             left = self._kill_everything()
         if kind is None:
-            assert left == [], f"still there after an orderly end: {left}"
-            self._check_nothing_left()
+            self.left["processes"] = [f"{p.kind} {p.node}: {p.title}" for p in left]
+            self._look_for_rest()
+            assert not any(self.left.values()), f"still there after an orderly end: {self.left}"
 
     # Starting ---------------------------------------------------------------------------------
 
@@ -126,8 +129,8 @@ class LocalCluster:
     def _start(self, name: str, *words: str) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
             self.popens[name] = subprocess.Popen(
-                [*self.host_of(name), *COMMAND, *words], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log, env=self.environment(), start_new_session=True,
+                [*self.host_of(name), *COMMAND, *words], cwd=self.folder, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, env=self.environment(), start_new_session=True,
             )  # fmt: skip
 
     def host_of(self, name: str) -> list[str]:
@@ -141,11 +144,14 @@ class LocalCluster:
 
     def penstock(self, *words: str) -> subprocess.CompletedProcess[str]:
         """A command of a user."""
-        where = ("--controller", self.address, *self._proof())
         return subprocess.run(
-            [*COMMAND, *words, *where], cwd=self.folder, env=self.environment(),
+            self.command(*words), cwd=self.folder, env=self.environment(),
             capture_output=True, text=True, timeout=PATIENCE_S, check=False,
         )  # fmt: skip
+
+    def command(self, *words: str) -> list[str]:
+        """A command of a user, as words."""
+        return [*COMMAND, *words, "--controller", self.address, *self._proof()]
 
     def submit(self, program: str, *words: str) -> JobInfo:
         """Submit a program's text; comes back when it is accepted."""
@@ -210,10 +216,15 @@ class LocalCluster:
                 node = roots.get(pid) or roots.get(above, "")
                 yield Process(pid, parent, started, kind_of(title, pid in roots), title, node)
 
-    def until(self, what: str, condition: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
+    def until(
+        self, what: str, condition: Callable[[], Any], patience_s: float = PATIENCE_S,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Any:  # fmt: skip
         """Wait until `condition` gives something true, and give that."""
         deadline = time.monotonic() + patience_s
         while True:
+            if meanwhile is not None:
+                meanwhile()
             found = condition()
             if found:
                 return found
@@ -221,7 +232,10 @@ class LocalCluster:
                 raise AssertionError(f"not within {patience_s:g} s: {what}\n{self.story()}")
             time.sleep(POLL_S)
 
-    def until_state(self, job: str, *states: str, patience_s: float = PATIENCE_S) -> JobInfo:
+    def until_state(
+        self, job: str, *states: str, patience_s: float = PATIENCE_S,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> JobInfo:  # fmt: skip
         """Wait for one of these states; at once an AssertionError if it ends otherwise."""
 
         def look() -> JobInfo | None:
@@ -233,7 +247,8 @@ class LocalCluster:
             assert not wrong, f"{info.state}: {info.note}\n{self.story()}"
             return info if info.state in states else None
 
-        found: JobInfo = self.until(f"{job} is {' or '.join(states)}", look, patience_s)
+        what = f"{job} is {' or '.join(states)}"
+        found: JobInfo = self.until(what, look, patience_s, meanwhile)
         return found
 
     def story(self) -> str:
@@ -283,7 +298,7 @@ class LocalCluster:
             popen.wait(GONE_S)
         return left
 
-    def _check_nothing_left(self) -> None:
+    def _look_for_rest(self) -> None:
         # Killed processes leave names and folders that the next agent of the machine sweeps, as
         # this does.
         clear = msgspec.json.encode(Clear(str(self.folder / "none")))
@@ -291,11 +306,10 @@ class LocalCluster:
             [sys.executable, "-m", "penstock.cluster.hosting"], input=clear, check=True,
             env=self.environment(), capture_output=True, timeout=PATIENCE_S,
         )  # fmt: skip
-        left = [path.name for path in (self.folder / "tmp").iterdir()]
+        self.left["files"] = [path.name for path in (self.folder / "tmp").iterdir()]
         pids = {str(pid) for pid, _ in self._seen}
         names = [name for name in os.listdir("/dev/shm") if "ps-" in name or "penstock" in name]
-        left += [name for name in names if pids & set(re.findall(r"\d+", name))]
-        assert left == [], f"left behind: {left}"
+        self.left["segments"] = [n for n in names if pids & set(re.findall(r"\d+", n))]
 
 
 def kind_of(title: str, is_root: bool) -> str:

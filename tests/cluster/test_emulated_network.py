@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from emulated_network import EmulatedNetwork, why_not
+
+from penstock.testing.emulated_network import EmulatedNetwork, why_not
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from cluster_harness import LedgerRun
-from emulated_cluster import CONTROLLER, EmulatedCluster, emulated_cluster
-from emulated_network import why_not
+
+from penstock.testing.emulated_cluster import CONTROLLER, EmulatedCluster, emulated_cluster
+from penstock.testing.emulated_network import why_not
 
 REASON = why_not()
 pytestmark = [
@@ -127,7 +128,7 @@ def test_a_job_goes_on_although_frames_are_lost(cluster: EmulatedCluster) -> Non
 
 
 def harm(cluster: EmulatedCluster, *, delay_s: float = 0, loss: float = 0) -> None:
-    hosts = range(1, len(cluster.agents) + 2)
+    hosts = cluster.network.hosts
     for source in hosts:
         for target in hosts:
             if source != target:

@@ -42,7 +42,7 @@ class EmulatedNetwork:
     """Hosts 1 to n, each with address(i); used as a context."""
 
     def __init__(self, hosts: int) -> None:
-        self._hosts = range(1, hosts + 1)
+        self.hosts = range(1, hosts + 1)
         self._made: list[int] = []
         self._switch: subprocess.Popen[str] | None = None
 
@@ -82,10 +82,17 @@ class EmulatedNetwork:
 
     def isolate(self, host: int, cut: bool = True) -> None:
         """Cut a host off from all others, both ways, or heal all its links."""
-        for other in self._hosts:
+        for other in self.hosts:
             if other != host:
                 self.link(host, other, cut=cut)
                 self.link(other, host, cut=cut)
+
+    def heal(self) -> None:
+        """Every link whole, both ways."""
+        for source in self.hosts:
+            for target in self.hosts:
+                if source != target:
+                    self.link(source, target)
 
     def __enter__(self) -> EmulatedNetwork:
         try:
@@ -104,7 +111,7 @@ class EmulatedNetwork:
         self._remove()
 
     def _make(self) -> None:
-        taps = [f"ps{os.getpid() % 10**6}-{host}" for host in self._hosts]
+        taps = [f"ps{os.getpid() % 10**6}-{host}" for host in self.hosts]
         self._switch = subprocess.Popen(
             [sys.executable, str(SWITCH), *taps],
             stdin=subprocess.PIPE,
@@ -112,7 +119,7 @@ class EmulatedNetwork:
             text=True,
         )
         self._answered()
-        for host, tap in zip(self._hosts, taps, strict=True):
+        for host, tap in zip(self.hosts, taps, strict=True):
             name = self._namespace(host)
             _ip("netns", "add", name)
             self._made.append(host)

@@ -9,18 +9,18 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster_harness import Cluster
-from emulated_network import EmulatedNetwork
-
 from penstock.cluster.client import Client
 from penstock.cluster.security import load_credentials
+
+from .emulated_network import EmulatedNetwork
+from .local_cluster import LocalCluster
 
 CONTROLLER = 1
 PORT = 7070
 
 
-class EmulatedCluster(Cluster):
-    """Use as a context, inside of `network.entered(CONTROLLER)`; `emulated_cluster` does both."""
+class EmulatedCluster(LocalCluster):
+    """Use as a context, from `network.entered(CONTROLLER)`; `emulated_cluster` does both."""
 
     def __init__(self, folder: Path, network: EmulatedNetwork, agents: int, slots: int) -> None:
         super().__init__(folder, agents, slots)
@@ -29,6 +29,7 @@ class EmulatedCluster(Cluster):
         self.client = Client(self.address, load_credentials(str(folder / "secret"), None))
 
     def host_of(self, name: str) -> list[str]:
+        """By name: controller, n1, n2, …"""
         return self.network.on(self.host(name))
 
     def host(self, name: str) -> int:
@@ -44,12 +45,4 @@ def emulated_cluster(folder: Path, agents: int = 3, slots: int = 2) -> Iterator[
             try:
                 yield cluster
             finally:
-                heal(network, agents + 1)
-
-
-def heal(network: EmulatedNetwork, hosts: int) -> None:
-    """Every link whole, both ways."""
-    for source in range(1, hosts + 1):
-        for target in range(1, hosts + 1):
-            if source != target:
-                network.link(source, target)
+                network.heal()
