@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from penstock.elements.durations import Duration, duration_ns
 from penstock.elements.errors import PlanError
-from penstock.expressions.expression import ExprLike
+from penstock.operators.aggregate_classes import AggregateItem
 from penstock.operators.keyed_operator import KeyedOperator
 from penstock.operators.python_operator import Operator
 from penstock.operators.windows.descriptors import (
@@ -19,13 +19,13 @@ from penstock.operators.windows.descriptors import (
     Window,
 )
 
-from .aggregate_methods import KeyedAggregates
+from .aggregate_methods import KeyedAggregates, check_items
 from .analytic_methods import KeyedAnalytics, WindowAnalytics
 from .ends import SourceLogic
 from .graph import Port, topological
 from .location import user_location
 from .python_nodes import KeyedLogic
-from .schema_check import at_line, check_event_time, check_new_name, check_sendable, plan_error
+from .schema_check import at_line, check_event_time, check_sendable, plan_error
 from .stream import BroadcastStream, Stream, nodes_above
 from .stream_checks import checked_options
 from .window_nodes import WindowLogic
@@ -103,7 +103,7 @@ class WindowedStream(WindowAnalytics, Generic[T]):
         self._early_ns = early_ns
         self._refines = refines
 
-    def aggregate(self, **items: ExprLike) -> Stream[Any]:
+    def aggregate(self, **items: AggregateItem) -> Stream[Any]:
         """One row per key and window: keys, `window_start`, `window_end`, and the items.
 
         `aggregate(flights="count(*)", worst="max(dep_delay)")`. Too late rows: `.late`. Every
@@ -111,8 +111,7 @@ class WindowedStream(WindowAnalytics, Generic[T]):
         """
         location = user_location()
         stream = self._keyed._stream
-        for column in items:
-            check_new_name(column, "aggregate", location)
+        check_items(items, location)
         logic = WindowLogic(
             self._window,
             self._keyed.keys,

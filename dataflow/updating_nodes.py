@@ -11,14 +11,15 @@ import pyarrow as pa
 from penstock.elements.changelog import HIDDEN, is_updating
 from penstock.elements.durations import FOREVER, Duration, duration_ns
 from penstock.elements.errors import PlanError
-from penstock.expressions.expression import ExprLike, as_expr
+from penstock.operators.aggregate_classes import AggregateItem, item_expr
 from penstock.operators.aggregates import Aggregation
 from penstock.operators.processor import MAIN, Processor
 from penstock.operators.updating_aggregate import UpdatingAggregateProcessor
 from penstock.operators.updating_calls import UpdatingCalls
 
+from .aggregate_methods import check_items
 from .graph import BuildContext, Columns, Logic, Port
-from .schema_check import at_line, check_new_name, plan_error
+from .schema_check import at_line, plan_error
 from .window_nodes import canonical
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class UpdatingLogic(Logic):
     """Aggregates of all rows of a key, given anew as they change. `ttl_ns` None: for ever."""
 
     keys: tuple[str, ...]
-    items: tuple[tuple[str, ExprLike], ...]
+    items: tuple[tuple[str, AggregateItem], ...]
     ttl_ns: int | None
     flush_ns: int
     functions: Any
@@ -95,7 +96,7 @@ class UpdatingLogic(Logic):
 
     def describe(self) -> str:
         """Key and aggregates."""
-        items = ", ".join(f"{name} = {as_expr(text).text}" for name, text in self.items)
+        items = ", ".join(f"{name} = {item_expr(text).text}" for name, text in self.items)
         by = f" by {', '.join(self.keys)}" if self.keys else ""
         return f"aggregate{by}: {items}"
 
@@ -103,14 +104,13 @@ class UpdatingLogic(Logic):
 def aggregated(
     stream: Stream[Any],
     keys: tuple[str, ...],
-    items: Mapping[str, ExprLike],
+    items: Mapping[str, AggregateItem],
     ttl: Duration | None,
     flush: Duration,
     location: str,
 ) -> Stream[Any]:
     """The updating stream of an aggregate without a window; raises PlanError of the user's line."""
-    for column in items:
-        check_new_name(column, "aggregate", location)
+    check_items(items, location)
     try:
         ttl_ns = None if ttl is None or ttl == FOREVER else duration_ns(ttl, "aggregate(ttl=)")
         flush_ns = duration_ns(flush, "aggregate(flush=)")

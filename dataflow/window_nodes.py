@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from penstock.elements.errors import PlanError
 from penstock.elements.signals import TIME_COLUMN
-from penstock.expressions.expression import ExprLike, as_expr
+from penstock.operators.aggregate_classes import AggregateItem, item_expr
 from penstock.operators.aggregates import Aggregation
 from penstock.operators.processor import LATE, MAIN, Processor
 from penstock.operators.windows.aggregate import WindowAggregateProcessor
@@ -36,7 +36,7 @@ class WindowLogic(Logic):
 
     window: Any
     keys: tuple[str, ...]
-    items: tuple[tuple[str, ExprLike], ...]
+    items: tuple[tuple[str, AggregateItem], ...]
     lateness_ns: int
     functions: Any
     location: str
@@ -124,7 +124,7 @@ class WindowLogic(Logic):
 
     def describe(self) -> str:
         """Window, key, aggregates."""
-        items = ", ".join(f"{name} = {as_expr(text).text}" for name, text in self.items)
+        items = ", ".join(f"{name} = {item_expr(text).text}" for name, text in self.items)
         by = f" by {', '.join(self.keys)}" if self.keys else ""
         return f"{self.window.text}{by}: {items}"
 
@@ -154,8 +154,8 @@ def make_window(
     raise PlanError(f"{who}: {window!r} is not a window")
 
 
-def canonical(text: ExprLike) -> str:
+def canonical(text: AggregateItem) -> str:
     """An expression as identities hold it, whatever its spaces."""
-    expression = as_expr(text)
+    expression = item_expr(text)
     params = ",".join(f"{name}={value!r}" for name, value in expression.params)
     return " ".join(expression.text.split()) + (f" [{params}]" if params else "")

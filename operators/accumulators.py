@@ -47,6 +47,20 @@ class Accumulator(ABC):
 
     nullable: bool = True
 
+    @property
+    def repeats_matter(self) -> bool:
+        """Whether a value counts as often as it is there."""
+        return True
+
+    @property
+    def of_values(self) -> bool:
+        """Whether the arguments alone say the result, whatever their times."""
+        return True
+
+    def nothing(self) -> pa.Array:
+        """The result of no rows at all, once."""
+        return pa.nulls(1, self.result) if self.nullable else pa.array([0], self.result)
+
     @abstractmethod
     def partial(
         self, groups: Groups, argument: pa.Array | None, times_ns: Numbers
@@ -223,6 +237,10 @@ class Extreme(Accumulator):
     least: bool = True
 
     @property
+    def repeats_matter(self) -> bool:
+        return False
+
+    @property
     def stored(self) -> tuple[pa.DataType, ...]:
         return (self.kind,)
 
@@ -288,6 +306,10 @@ class Edge(Accumulator):
 
     kind: pa.DataType
     first: bool = True
+
+    @property
+    def of_values(self) -> bool:
+        return False
 
     @property
     def stored(self) -> tuple[pa.DataType, ...]:

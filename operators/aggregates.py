@@ -1,14 +1,13 @@
 """What `aggregate(worst="max(dep_delay)", share="sum(a) / count(*)")` means, checked when planning.
 
-Each item is an expression over calls of aggregates; equal calls are computed once. An argument is
-any SQL expression over the rows; `FILTER (WHERE …)` and `count(DISTINCT x)` are understood. The
-calls become accumulators (columns) or multisets (rows); see accumulators.py and multisets.py.
+Each item is an expression over calls of aggregates, or an object of a user's class; equal calls
+are computed once. An argument is any SQL expression over the rows; `FILTER (WHERE …)` and
+`DISTINCT` are understood. What computes a call is chosen in aggregate_calls.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -21,48 +20,24 @@ from penstock.expressions.functions import NONE, Functions
 from penstock.expressions.parser import parse
 from penstock.expressions.projection import Projection
 from penstock.expressions.syntax import Node, render
-from penstock.expressions.types import type_text
 
-from .accumulators import Accumulator, Average, Count, Edge, Extreme, Spread, Sum
-from .multisets import Multiset, MultisetResult
+from .accumulators import Accumulator, Count
+from .aggregate_calls import (
+    ALIASES,
+    FRACTIONS,
+    FUNCTIONS,
+    KEEP_NULLS,
+    PAIRS,
+    AggregateCall,
+    Found,
+    Maker,
+    Packed,
+    usage,
+)
+from .aggregate_classes import AggregateClass, AggregateItem, checked_class
+from .multisets import Multiset
 
-_ALIASES = {
-    "mean": "avg",
-    "first_value": "first",
-    "last_value": "last",
-    "var": "var_samp",
-    "variance": "var_samp",
-    "stddev": "stddev_samp",
-    "percentile_cont": "quantile",
-    "every": "bool_and",
-}
-FUNCTIONS = (
-    "count", "count_distinct", "sum", "min", "max", "avg", "first", "last", "var_samp", "var_pop",
-    "stddev_samp", "stddev_pop", "bool_and", "bool_or", "quantile", "median",
-)  # fmt: skip
-"""The aggregates there are, beside their other names."""
-
-
-@dataclass(frozen=True)
-class AggregateCall:
-    """One call. `argument` is the number of the argument column, None for count(*).
-
-    `multiset` is the number of the multiset it reads; None for accumulators.
-    """
-
-    text: str
-    argument: int | None
-    accumulator: Accumulator | None
-    multiset: int | None = None
-    reading: MultisetResult | None = None
-
-    @property
-    def field(self) -> pa.Field:
-        """Type and nullability of the result."""
-        if self.accumulator is not None:
-            return pa.field(self.text, self.accumulator.result, self.accumulator.nullable)
-        assert self.reading is not None
-        return pa.field(self.text, self.reading.result, self.reading.nullable)
+__all__ = ["FUNCTIONS", "AggregateCall", "Aggregation"]
 
 
 class Aggregation:
@@ -73,7 +48,7 @@ class Aggregation:
 
     def __init__(
         self,
-        items: Mapping[str, ExprLike],
+        items: Mapping[str, AggregateItem],
         schema: pa.Schema,
         functions: Functions = NONE,
         who: str = "aggregate",
@@ -84,9 +59,10 @@ class Aggregation:
             raise PlanError(f'{who}: nothing to compute; for example  rows="count(*)"  {location}')
         self._who, self._location = who, location
         reading = _Reading(schema, functions, who, location)
-        finals = [(name, reading.item(as_expr(text))) for name, text in items.items()]
+        finals = [(name, reading.item(item)) for name, item in items.items()]
         self.arguments: Projection | None = reading.arguments()
         self.calls: tuple[AggregateCall, ...] = tuple(reading.calls())
+        self._packs: tuple[Packed, ...] = tuple(reading.packs)
         self.accumulators: tuple[Accumulator, ...] = tuple(
             call.accumulator for call in self.calls if call.accumulator is not None
         )
@@ -119,7 +95,16 @@ class Aggregation:
 
     def argument_columns(self, batch: pa.RecordBatch) -> list[pa.Array]:
         """The argument columns of a batch of rows."""
-        return [] if self.arguments is None else self.arguments(batch).columns
+        if self.arguments is None:
+            return []
+        columns = self.arguments(batch).columns
+        return [*columns, *(pack.pack(columns) for pack in self._packs)]
+
+    @property
+    def argument_kinds(self) -> list[pa.DataType]:
+        """Their types."""
+        kinds = [] if self.arguments is None else self.arguments.schema.types
+        return [*kinds, *(pack.kind(kinds) for pack in self._packs)]
 
     def finish(self, calculated: Sequence[pa.Array]) -> list[pa.Array]:
         """The items' columns from those of the calls, in the order of `calls`."""
@@ -134,15 +119,18 @@ class _Reading:
     def __init__(self, schema: pa.Schema, functions: Functions, who: str, location: str) -> None:
         self._schema, self._functions = schema, functions
         self._who, self._location = who, location
-        self._found: list[tuple[str, Node, str | None, float | None]] = []
-        self._arguments: dict[tuple[str, tuple[tuple[str, object], ...]], int] = {}
-        self._argument_of: list[int | None] = []
+        self._found: list[Found] = []
         self._texts: list[str] = []
+        self._arguments: dict[tuple[str, tuple[tuple[str, object], ...]], int] = {}
+        self.packs: list[Packed] = []
         self.multisets: list[Multiset] = []
         self._projection: Projection | None = None
 
-    def item(self, given: Expr) -> ExprLike:
+    def item(self, item: AggregateItem) -> ExprLike:
         """The item with its calls replaced by the columns of their results."""
+        if isinstance(item, AggregateClass):
+            return f'"__a{self._class(checked_class(item, self._who, self._location))}"'
+        given = as_expr(item)
         try:
             tree = parse(given.text)
         except SyntaxFault as fault:
@@ -165,37 +153,70 @@ class _Reading:
             )
         return Expr(text, given.params)
 
+    def _class(self, item: AggregateClass) -> int:
+        columns = tuple(self._argument(each.text, each.params) for each in item._columns)
+        where = None
+        if item._where is not None:
+            where = self._argument(_kept(item._where.text), item._where.params)
+        self._found.append(Found("", columns, where, item=item))
+        self._texts.append(item.text)
+        return len(self._found) - 1
+
+    def _argument(self, text: str, params: tuple[tuple[str, object], ...]) -> int:
+        return self._arguments.setdefault((text, params), len(self._arguments))
+
     def _call(self, name: str, node: Node, given: Expr) -> int:
         arguments = list(node.children)
-        if node.distinct and name != "count":
+        if node.distinct and name in ("first", "last", "quantile", "median", "approx_quantile"):
             raise self._fault(f"{name}(DISTINCT …) is not there", given, node.start, node.end)
-        if name == "count" and node.distinct:
-            name = "count_distinct"
-        fraction = None
-        if name == "quantile" and len(arguments) == 2:
-            fraction = self._fraction(arguments.pop(), given)
-        expected = 0 if name == "count" and (node.star or not arguments) else 1
-        if len(arguments) != expected or (name == "quantile" and fraction is None):
-            usage = "quantile(x, 0.99)" if name == "quantile" else f"{name}(x)"
-            raise self._fault(f"write {usage}", given, node.start, node.end)
+        distinct = node.distinct
+        if name == "count" and distinct:
+            name, distinct = "count_distinct", False
+        constant = self._constant(name, node, arguments, given)
+        expected = 2 if name in PAIRS else 1
+        if name == "count" and (node.star or not arguments):
+            expected = 0
+        if len(arguments) != expected:
+            raise self._fault(f"write {usage(name)}", given, node.start, node.end)
         for child in arguments:
             if any(_function(inner) for inner in child.walk()):
                 raise self._fault("an aggregate inside an aggregate", given, child.start, child.end)
-        argument = _source(given, arguments[0]) if arguments else None
-        if node.where is not None:
-            condition = _source(given, node.where)
-            argument = f"CASE WHEN {condition} THEN {argument or '1'} END"
-        number = None
-        if argument is not None:
-            key = (argument, given.params)
-            number = self._arguments.setdefault(key, len(self._arguments))
-        for at, (other, _, _, q) in enumerate(self._found):
-            if (other, q, self._argument_of[at]) == (name, fraction, number):
-                return at
-        self._found.append((name, node, argument, fraction))
-        self._argument_of.append(number)
+        columns, where = self._columns(name, node, arguments, given)
+        found = Found(name, columns, where, distinct, constant)
+        if found in self._found:
+            return self._found.index(found)
+        self._found.append(found)
         self._texts.append(_source(given, node))
         return len(self._found) - 1
+
+    def _columns(
+        self, name: str, node: Node, arguments: list[Node], given: Expr
+    ) -> tuple[tuple[int, ...], int | None]:
+        """The argument columns, and the one that says which rows count, where that is apart."""
+        texts = [_source(given, child) for child in arguments]
+        where = None
+        if node.where is not None:
+            condition = _source(given, node.where)
+            if name in KEEP_NULLS:
+                where = self._argument(_kept(condition), given.params)
+            else:
+                last = texts.pop() if texts else "1"
+                texts.append(f"CASE WHEN {condition} THEN {last} END")
+        return tuple(self._argument(text, given.params) for text in texts), where
+
+    def _constant(
+        self, name: str, node: Node, arguments: list[Node], given: Expr
+    ) -> float | str | None:
+        """Take the argument off that is not a column: a fraction or a separator."""
+        if name in FRACTIONS and node.name.lower() == "approx_median":
+            return 0.5
+        if name in FRACTIONS:
+            if len(arguments) != 2:
+                raise self._fault(f"write {usage(name)}", given, node.start, node.end)
+            return self._fraction(arguments.pop(), given)
+        if name == "string_agg" and len(arguments) == 2:
+            return self._separator(arguments.pop(), given)
+        return None
 
     def _fraction(self, node: Node, given: Expr) -> float:
         try:
@@ -208,6 +229,16 @@ class _Reading:
                 "the second argument is a number from 0 to 1", given, node.start, node.end
             )
         return fraction
+
+    def _separator(self, node: Node, given: Expr) -> str:
+        text: object = None
+        if node.kind == "param":
+            text = dict(given.params).get(node.name)
+        elif node.kind == "literal" and node.name.startswith("'"):
+            text = node.name[1:-1].replace("''", "'")
+        if not isinstance(text, str):
+            raise self._fault("the second argument is a text", given, node.start, node.end)
+        return text
 
     def arguments(self) -> Projection | None:
         """One projection for all arguments."""
@@ -223,98 +254,47 @@ class _Reading:
 
     def calls(self) -> list[AggregateCall]:
         """The calls, once their arguments have types."""
-        made = []
-        for text, (name, _, _, fraction), at in zip(
-            self._texts, self._found, self._argument_of, strict=True
-        ):
-            if at is None:
-                made.append(AggregateCall(text, None, Count(text=text)))
-                continue
-            assert self._projection is not None
-            kind = self._projection.schema.field(at).type
-            if name in ("count_distinct", "quantile", "median"):
-                made.append(self._multiset_call(text, name, at, kind, fraction))
-            else:
-                made.append(AggregateCall(text, at, self._accumulator(text, name, kind)))
-        return made
+        maker = Maker(self._who, self._location, TIME_COLUMN in self._schema.names)
+        return [
+            self._made(maker, text, found)
+            for text, found in zip(self._texts, self._found, strict=True)
+        ]
 
-    def _multiset_call(
-        self, text: str, name: str, argument: int, kind: pa.DataType, fraction: float | None
-    ) -> AggregateCall:
-        if name != "count_distinct" and not _is_number(kind):
-            raise self._unfit(text, kind, "numbers")
-        if pa.types.is_nested(kind):
-            raise self._unfit(text, kind, "plain values")
-        if not any(each.argument == argument for each in self.multisets):
-            self.multisets.append(Multiset(argument, kind))
-        at = next(i for i, each in enumerate(self.multisets) if each.argument == argument)
-        if name == "count_distinct":
-            return AggregateCall(text, argument, None, at, MultisetResult("distinct"))
-        found = MultisetResult("quantile", 0.5 if fraction is None else fraction)
-        return AggregateCall(text, argument, None, at, found)
-
-    def _accumulator(self, text: str, name: str, kind: pa.DataType) -> Accumulator:
-        if name == "count":
-            return Count(text=text)
-        if name in ("sum", "avg"):
-            total = Sum(text=text, kind=self._total_kind(text, kind))
-            return total if name == "sum" else Average(text=text, total=total)
-        if name in _SPREADS:
-            if not _is_number(kind):
-                raise self._unfit(text, kind, "numbers")
-            sample, root = _SPREADS[name]
-            return Spread(text=text, sample=sample, root=root)
-        if name in ("bool_and", "bool_or"):
-            if not pa.types.is_boolean(kind):
-                raise self._unfit(text, kind, "booleans")
-            return Extreme(text=text, kind=kind, least=name == "bool_and")
-        if pa.types.is_nested(kind):
-            raise self._unfit(text, kind, "plain values")
-        if name in ("first", "last"):
-            if TIME_COLUMN not in self._schema.names:
-                raise PlanError(
-                    f"{self._who}: {text} needs event time, which says what is {name}"
-                    f"  {self._location}".rstrip()
-                )
-            return Edge(text=text, kind=kind, first=name == "first")
-        return Extreme(text=text, kind=kind, least=name == "min")
-
-    def _total_kind(self, text: str, kind: pa.DataType) -> pa.DataType:
-        if pa.types.is_decimal(kind):
-            if kind.bit_width > 128:
-                raise self._unfit(text, kind, "decimals of up to 38 digits")
-            return pa.decimal128(38, kind.scale)
-        if pa.types.is_floating(kind):
-            return pa.float64()
-        if kind == pa.uint64():
-            return pa.uint64()
-        if pa.types.is_integer(kind):
-            return pa.int64()
-        raise self._unfit(text, kind, "numbers")
-
-    def _unfit(self, text: str, kind: pa.DataType, wanted: str) -> PlanError:
-        return PlanError(
-            f"{self._who}: {text} takes {wanted}, not {type_text(kind)}  {self._location}".rstrip()
-        )
+    def _made(self, maker: Maker, text: str, found: Found) -> AggregateCall:
+        if not found.columns:
+            return AggregateCall(text, None, Count(text=text))
+        assert self._projection is not None
+        kinds = self._projection.schema.types
+        mine = [kinds[at] for at in found.columns]
+        packed = found.packed
+        argument, kind = found.columns[0], mine[0]
+        if packed is not None:
+            if packed not in self.packs:
+                self.packs.append(packed)
+            argument, kind = len(kinds) + self.packs.index(packed), packed.kind(kinds)
+        reading = maker.reading(text, found, mine)
+        if reading is None:
+            return AggregateCall(text, argument, maker.accumulator(text, found, mine))
+        wanted = Multiset(argument, kind)
+        if wanted not in self.multisets:
+            self.multisets.append(wanted)
+        return AggregateCall(text, argument, None, self.multisets.index(wanted), reading)
 
     def _fault(self, reason: str, given: Expr, start: int, end: int) -> PlanError:
         return complaint(self._who, self._location, reason, given.text, (start, end))
-
-
-_SPREADS = {
-    "var_samp": (True, False),
-    "var_pop": (False, False),
-    "stddev_samp": (True, True),
-    "stddev_pop": (False, True),
-}
 
 
 def _function(node: Node) -> str | None:
     """The canonical name, if the node calls an aggregate."""
     if node.kind != "call":
         return None
-    name = _ALIASES.get(node.name.lower(), node.name.lower())
+    name = ALIASES.get(node.name.lower(), node.name.lower())
     return name if name in FUNCTIONS else None
+
+
+def _kept(condition: str) -> str:
+    """Null where a row is left out."""
+    return f"CASE WHEN {condition} THEN TRUE END"
 
 
 def _source(given: Expr, node: Node) -> str:
@@ -325,8 +305,3 @@ def _used(text: str, params: tuple[tuple[str, object], ...]) -> tuple[tuple[str,
     """Those parameters that `text` mentions: an unused one would be refused."""
     names = {node.name for node in parse(text).walk() if node.kind == "param"}
     return tuple((name, value) for name, value in params if name in names)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind))

@@ -1,4 +1,4 @@
-"""Aggregates that need every distinct value: exact count(DISTINCT x), quantile, median.
+"""Aggregates that need every distinct value: DISTINCT, quantile, median, and what is taken back.
 
 Their state is rows (group, value, how often), which merge by adding up (kernels.md section 3:
 "sketches as rows"), so it is bounded by the number of distinct values, not of rows.
@@ -15,26 +15,34 @@ import pyarrow as pa
 
 from penstock.elements.buffers import fixed_array, fixed_values
 
+from .accumulators import Accumulator
 from .grouping import group_rows
+from .segments import groups_of, spread, value_ranks
 
-Function = Literal["distinct", "quantile"]
+Function = Literal["distinct", "quantile", "accumulate"]
 
 
 @dataclass(frozen=True)
 class MultisetResult:
-    """How one aggregate reads a multiset."""
+    """How one aggregate reads a multiset; `once`: each value counts once."""
 
     function: Function
     fraction: float = 0.5
+    accumulator: Accumulator | None = None
+    once: bool = False
 
     @property
     def result(self) -> pa.DataType:
-        """int64 for a count, double for a quantile."""
+        """int64 for a count, double for a quantile, else as the accumulator says."""
+        if self.accumulator is not None:
+            return self.accumulator.result
         return pa.int64() if self.function == "distinct" else pa.float64()
 
     @property
     def nullable(self) -> bool:
-        """Only a quantile of nothing is NULL."""
+        """Counts of nothing are 0, everything else is NULL."""
+        if self.accumulator is not None:
+            return self.accumulator.nullable
         return self.function == "quantile"
 
 
@@ -75,9 +83,32 @@ def finish(
     """The result for groups 0 … count-1, some of which may have no values."""
     if how.function == "distinct":
         return pa.array(np.bincount(groups, minlength=count).astype(np.int64))
+    if how.accumulator is not None:
+        return _accumulated(how.accumulator, how.once, groups, count, values, times)
     if not len(values):
         return pa.nulls(count, pa.float64())
     return _quantiles(how.fraction, groups, count, values, fixed_values(times))
+
+
+def _accumulated(
+    accumulator: Accumulator,
+    once: bool,
+    groups: npt.NDArray[np.int64],
+    count: int,
+    values: pa.Array,
+    times: pa.Array,
+) -> pa.Array:
+    if not len(values):
+        return accumulator.nothing().take(pa.array(np.zeros(count, np.int64)))
+    if accumulator.repeats_matter:
+        # In the order of values, so that sums of floats are the same again after a restart.
+        order = np.lexsort((value_ranks(values), groups))
+        if not once:
+            order = np.repeat(order, fixed_values(times)[order])
+        values, groups = values.take(pa.array(order)), groups[order]
+    some, owners = groups_of(groups, count)
+    parts = accumulator.partial(some, values, np.zeros(len(values), np.int64))
+    return spread(accumulator.final(parts), owners, count, accumulator.nothing())
 
 
 def _quantiles(

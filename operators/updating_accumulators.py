@@ -357,6 +357,8 @@ def _first_where(groups: Groups, mask: Numbers, values: Numbers) -> Numbers:
 def signed(accumulator: Accumulator) -> SignedAccumulator | None:
     """The accumulator for rows that may be taken back; None if it needs every value for that."""
     text = accumulator.text
+    if isinstance(accumulator, SignedAccumulator):
+        return accumulator
     if isinstance(accumulator, Count):
         return SignedCount(text=text)
     if isinstance(accumulator, Sum):

@@ -16,7 +16,7 @@ import pyarrow as pa
 from penstock.elements.buffers import fixed_values
 from penstock.elements.errors import PlanError
 
-from .accumulators import Accumulator, Extreme
+from .accumulators import Accumulator
 from .aggregates import Aggregation
 from .grouping import Groups
 from .multisets import MultisetResult, finish
@@ -29,24 +29,14 @@ ROWS = SignedCount(text="count(*)")
 
 @dataclass(frozen=True)
 class ValueReading:
-    """How a call reads the values of a multiset: as `multiset` does, or their extreme."""
+    """How a call reads the values of a multiset."""
 
     values: int
-    multiset: MultisetResult | None = None
-    extreme: Extreme | None = None
+    how: MultisetResult
 
     def read(self, owners: Numbers, count: int, content: pa.Array, times: pa.Array) -> pa.Array:
         """The result of groups 0 … count-1 from values that are there (`times` > 0)."""
-        if self.multiset is not None:
-            return finish(self.multiset, owners, count, content, times)
-        assert self.extreme is not None
-        if not len(content):
-            return pa.nulls(count, self.extreme.result)
-        used, codes = np.unique(owners, return_inverse=True)
-        (found,) = self.extreme.merge(Groups(codes, len(used)), [content])
-        at = np.full(count, -1, np.int64)
-        at[used] = np.arange(len(used))
-        return found.take(pa.array(at, mask=at < 0))
+        return finish(self.how, owners, count, content, times)
 
 
 @dataclass(frozen=True)
@@ -73,7 +63,8 @@ class UpdatingCalls:
         for call in aggregation.calls:
             if call.accumulator is None:
                 assert call.multiset is not None
-                reading = ValueReading(call.multiset, multiset=call.reading)
+                assert call.reading is not None
+                reading = ValueReading(call.multiset, call.reading)
                 self.calls.append(Call(call.argument, reading=reading))
             elif not updating:
                 self.calls.append(Call(call.argument, call.accumulator))
@@ -89,17 +80,17 @@ class UpdatingCalls:
         made = signed(accumulator)
         if made is not None:
             return Call(argument, made)
-        if not isinstance(accumulator, Extreme):
+        if not accumulator.of_values:
             raise PlanError(
                 f"{who}: {accumulator.text} over an updating stream: rows of it are taken back,"
                 f" and what came before is not known then  {location}".rstrip()
             )
         assert argument is not None
-        wanted = (argument, accumulator.kind)
+        wanted = (argument, self.aggregation.argument_kinds[argument])
         if wanted not in self.values:
             self.values.append(wanted)
-        at = self.values.index(wanted)
-        return Call(argument, reading=ValueReading(at, extreme=accumulator))
+        how = MultisetResult("accumulate", accumulator=accumulator)
+        return Call(argument, reading=ValueReading(self.values.index(wanted), how))
 
     @property
     def foldable(self) -> bool:

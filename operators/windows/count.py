@@ -42,7 +42,7 @@ class CountAggregateProcessor(Processor):
     ) -> None:
         if aggregation.multisets:
             raise PlanError(
-                f"{who}: quantile, median and count(DISTINCT …) are not there for count windows"
+                f"{who}: quantile, median and DISTINCT are not there for count windows"
                 f"  {location}".rstrip()
             )
         fields = [in_schema.field(name) for name in keys]

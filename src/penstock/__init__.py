@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from penstock.expressions.expression import Expr, expr
     from penstock.expressions.functions import udf
+    from penstock.operators.aggregate_classes import Aggregate, SegmentAggregate
     from penstock.operators.broadcast import BroadcastState
     from penstock.operators.context import Context
     from penstock.operators.declared import (
@@ -86,6 +87,7 @@ _WHERE = {
     ),
     "expressions.expression": ("Expr", "expr"),
     "expressions.functions": ("udf",),
+    "operators.aggregate_classes": ("Aggregate", "SegmentAggregate"),
     "operators.broadcast": ("BroadcastState",),
     "operators.context": ("Context",),
     "operators.declared": (
@@ -116,6 +118,7 @@ _WHERE = {
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
+    "Aggregate",
     "BlackholeSink",
     "BroadcastState",
     "ConnectorError",
@@ -144,6 +147,7 @@ __all__ = [
     "Pipeline",
     "PlanError",
     "ReducingState",
+    "SegmentAggregate",
     "SettingsError",
     "Side",
     "Sink",
