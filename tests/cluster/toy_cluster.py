@@ -179,7 +179,7 @@ class ToyCluster:
         return self._handles[self.nodes[name]].pid
 
     def _read(self, sock: socket.socket) -> None:
-        while (body := receive_frame(sock)) is not None:
+        while (body := _next_frame(sock)) is not None:
             message = decode_from_job(body)
             with self._changed:
                 self._on_message(message)
@@ -249,6 +249,14 @@ class ToyCluster:
             path = [self.modules, *(entry or os.getcwd() for entry in sys.path)]
             told = msgspec.structs.replace(told, python_path=path)
         handle.send(told)
+
+
+def _next_frame(sock: socket.socket) -> bytes | None:
+    try:
+        return receive_frame(sock)
+    except ConnectionResetError:
+        # Killed while it had not read all that it was told.
+        return None
 
 
 def pause(seconds: float) -> None:
