@@ -1,7 +1,9 @@
 """The controller's bundles: files named by the hash of their content, and never believed before.
 
 A bundle arrives in pieces over one link, beside its final name, and gets it once its hash fits and
-it is on disk. Bundles that no live job names, and that nobody connected has sent, are swept.
+it is on disk. Each piece is hashed and synced as it comes: the thread that does it renews leases
+too, and must never be held up by a whole bundle. Bundles that no live job names, and that nobody
+connected has sent, are swept.
 """
 
 from __future__ import annotations
@@ -10,9 +12,8 @@ import hashlib
 import os
 import re
 from collections.abc import Collection, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 from penstock.elements.errors import ProtocolError, SettingsError
 
@@ -28,8 +29,9 @@ class _Upload:
     owner: Hashable
     size: int
     path: Path
-    file: BinaryIO
-    held: int
+    descriptor: int
+    held: int = 0
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
 
 class BundleStore:
@@ -87,8 +89,12 @@ class BundleStore:
             return upload.held
         if len(data) > CHUNK_BYTES or upload.held + len(data) > size:
             raise ProtocolError("a piece of a bundle is larger than was announced")
-        upload.file.write(data)
-        upload.held += len(data)
+        try:
+            self._write(upload, data)
+        except OSError:
+            # What is half written counts for nothing; whoever sends it begins anew.
+            self._drop((owner, sha256))
+            raise
         if upload.held == size:
             self._finish(owner, sha256)
         return upload.held
@@ -117,16 +123,23 @@ class BundleStore:
         if len(self._uploads) >= UPLOADS_MAX:
             raise SettingsError(f"{UPLOADS_MAX} bundles are being sent already; try again")
         path = self._directory / f".{sha256}.{os.urandom(8).hex()}.part"
-        upload = _Upload(owner, size, path, path.open("xb"), 0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        upload = _Upload(owner, size, path, os.open(path, flags, 0o600))
         self._uploads[owner, sha256] = upload
         return upload
 
+    def _write(self, upload: _Upload, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(upload.descriptor, left) :]
+        os.fdatasync(upload.descriptor)
+        upload.digest.update(data)
+        upload.held += len(data)
+
     def _finish(self, owner: Hashable, sha256: str) -> None:
         upload = self._uploads[owner, sha256]
-        upload.file.flush()
-        os.fsync(upload.file.fileno())
-        with upload.path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(upload.descriptor)
+        found = upload.digest.hexdigest()
         if found != sha256:
             self._drop((owner, sha256))
             raise SettingsError(f"the bundle is damaged: it should be {sha256}, and is {found}")
@@ -141,5 +154,5 @@ class BundleStore:
 
     def _drop(self, key: tuple[Hashable, str]) -> None:
         upload = self._uploads.pop(key)
-        upload.file.close()
+        os.close(upload.descriptor)
         upload.path.unlink(missing_ok=True)
