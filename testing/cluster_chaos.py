@@ -161,7 +161,8 @@ class ClusterChaos:
             return
         else:
             happened = self._resubmit(job)
-        self.done[action] += happened
+        if happened:
+            self.done[action] += 1
         self._say(action if happened else f"{action}: nobody there")
 
     def _kill_one(self, kind: str) -> bool:

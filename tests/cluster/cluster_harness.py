@@ -24,14 +24,16 @@ class LedgerRun:
 
     def __init__(
         self, cluster: Cluster, *, rows: int, rate: float, splits: int = 4, parallelism: int = 3,
-        placement: str = "spread",
+        placement: str = "spread", out: str = "out",
     ) -> None:  # fmt: skip
+        """`out`: the folder of its rows; another one for each run that begins anew (--fresh)."""
         self.cluster, self.rows, self.splits = cluster, rows, splits
-        self.out = cluster.folder / "out"
+        self.out = cluster.folder / out
         program = LEDGER.format(out=str(self.out), splits=splits, rows=rows, rate=rate)
         self.info = cluster.submit(
             program, "--parallelism", str(parallelism), "--placement", placement,
             "--checkpoint-interval", "200 ms", "--set", "restart_attempts=100",
+            *([] if out == "out" else ["--fresh"]),
         )  # fmt: skip
 
     def checkpoint(self) -> int:
