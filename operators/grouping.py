@@ -101,7 +101,9 @@ def _codes(column: pa.Array) -> tuple[Indices, int]:
         values = fixed_values(column)
         low, high = int(values.min()), int(values.max())
         if high - low < DENSE_SPAN_MAX:
-            return (values - values.dtype.type(low)).astype(np.int64), high - low + 1
+            # Narrow integers are widened first: their differences may not fit them.
+            wide = values if values.dtype.itemsize == 8 else values.astype(np.int64)
+            return (wide - wide.dtype.type(low)).astype(np.int64, copy=False), high - low + 1
     if pa.types.is_struct(kind):
         return _struct_codes(column)
     encoded = canonical(column).dictionary_encode(null_encoding="encode")

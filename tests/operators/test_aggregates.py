@@ -270,6 +270,17 @@ def test_groups_of_nulls_nans_and_zeros_are_as_in_the_key_hash() -> None:
     assert groups.codes[0] == groups.codes[5]
 
 
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int16(), pa.uint8(), pa.int32(), pa.uint64()])
+def test_groups_of_integers_span_all_of_their_type(kind: pa.DataType) -> None:
+    bits = kind.bit_width
+    low = -(2 ** (bits - 1)) if pa.types.is_signed_integer(kind) else 0
+    values = [low, low + 2**bits - 1, low + 1, low, low + 2 ** (bits - 1)]
+    groups = group_rows([pa.array(values, kind)], 5)
+    assert groups.count == 4
+    assert len(set(groups.codes[[0, 1, 2, 4]].tolist())) == 4
+    assert groups.codes[0] == groups.codes[3]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_groups_are_those_of_a_dictionary(seed: int) -> None:
     rng = random.Random(seed)
