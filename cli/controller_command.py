@@ -19,6 +19,7 @@ from penstock.cluster.controller import (
     LEASE_S,
     ClusterController,
     ControllerSettings,
+    make_directory,
 )
 from penstock.cluster.link import format_address, parse_address
 from penstock.cluster.security import load_credentials, make_secret
@@ -106,7 +107,7 @@ def _proof(listen: str, data: Path, secret_file: str | None, tls: Tls | None) ->
         )
     path = data / SECRET_NAME
     if not path.exists():
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(data, "--data")
         make_secret(path)
     return str(path.absolute())
 

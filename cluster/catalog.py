@@ -6,6 +6,7 @@ middle of one finds all or nothing of it. Counters only ever go up.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -68,6 +69,7 @@ class Catalog:
 
     def __init__(self, path: Path) -> None:
         """Opens it, or makes it. Raises StateError if it cannot be used."""
+        _make_private(path)
         self._engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(path)),
             # Transactions are begun by us, the driver would begin them too late.
@@ -125,7 +127,8 @@ class Catalog:
     # Jobs ---------------------------------------------------------------------------------------
 
     def add(self, record: JobRecord) -> JobRecord:
-        """The submission with its id. Raises SettingsError if one of its name lives."""
+        """The submission with its id. Raises SettingsError if one of its name lives, StateError if
+        it cannot be kept, as on a full disk."""
         values = _values(record)
         del values["id"]
         try:
@@ -133,6 +136,9 @@ class Catalog:
                 made = connection.execute(sa.insert(_jobs).values(values)).inserted_primary_key
         except IntegrityError as error:
             raise SettingsError(f"a job named {record.job!r} runs already") from error
+        except DBAPIError as error:
+            # Nothing depends on it yet: jobs that run need not end for it.
+            raise StateError(f"the controller cannot save the job: {error.orig}") from error
         assert made is not None
         return replace(record, id=made[0])
 
@@ -175,6 +181,14 @@ class Catalog:
                 f"{path} has schema {version}, this Penstock reads {SCHEMA_VERSION}: use the "
                 "Penstock that wrote it, or another --data directory"
             )
+
+
+def _make_private(path: Path) -> None:
+    """Environments of jobs hold passwords; SQLite gives its other files the mode of this one."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StateError(f"{path} cannot be used: {error.strerror}") from error
 
 
 def _on_connect(connection: sqlite3.Connection, record: object) -> None:

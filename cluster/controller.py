@@ -153,9 +153,12 @@ class ClusterController:
         self._ended = threading.Event()
         self._over = False
         data = settings.data.absolute()
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state_dir = (settings.state_dir or data / "state").absolute()
+        make_directory(data, "--data")
         self._lock = _lock(data)
         try:
+            # Here it can be said what is wrong; later each job would fail of it.
+            make_directory(state_dir, "--state-dir", 0o777)
             self._logs = JobLogs(data / "logs")
             bundles = BundleStore(data / "bundles")
             self._catalog = Catalog(data / "controller.db")
@@ -163,14 +166,13 @@ class ClusterController:
             os.close(self._lock)
             raise
         versions = Versions(__version__, python_minor())
-        state_dir = settings.state_dir or data / "state"
         try:
             terms = Terms(
                 self._catalog.next_term(),
                 int(settings.lease_s * 1e9),
                 int(settings.margin_s * 1e9),
                 int(settings.heartbeat_s * 1000),
-                state_dir.absolute(),
+                state_dir,
             )
             self._world = Coordination(
                 terms,
@@ -389,6 +391,18 @@ class ClusterController:
             link.send(encode(ToJobAgent(job, launch, message.body)))
         except PenstockError as error:
             log.error("job %s: %s", job, error)
+
+
+def make_directory(path: Path, option: str, mode: int = 0o700) -> None:
+    """Have a directory that can be written into; SettingsError names the option that named it."""
+    why = "it cannot be written into"
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        usable = os.access(path, os.W_OK | os.X_OK)
+    except OSError as error:
+        usable, why = False, str(error.strerror)
+    if not usable:
+        raise SettingsError(f"the directory {path}: {why}; name another one with {option}")
 
 
 def _lock(data: Path) -> int:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
+import resource
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,6 +40,31 @@ def test_a_submission_reads_back_as_it_was_saved(tmp_path: Path) -> None:
     assert again.ended() == []
     assert again.launches() == {"j": 4}
     again.close()
+
+
+def test_nobody_else_can_read_the_environments_of_jobs(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    catalog = Catalog(tmp_path / "c.db")
+    catalog.add(record())
+    os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("c.db", "c.db-wal", "c.db-shm"), 0o600)
+    catalog.close()
+
+
+def test_a_disk_without_room_refuses_a_submission_and_nothing_else(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path / "c.db")
+    first = catalog.add(record())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(StateError, match="cannot save"):
+            catalog.add(replace(record("k", "s2"), settings=b"x" * 200_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    catalog.save(replace(first, launch=1))
+    assert catalog.add(record("k", "s2")).id == 2
+    catalog.close()
 
 
 def test_no_fallback_is_none_and_not_empty(tmp_path: Path) -> None:

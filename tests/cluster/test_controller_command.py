@@ -108,3 +108,16 @@ def test_what_cannot_be_is_refused_with_what_to_say(
     monkeypatch.setattr("setproctitle.setproctitle", lambda title: None)
     with pytest.raises(SettingsError, match=says):
         controller(tmp_path / "data", **options)
+
+
+def test_directories_that_cannot_be_had_are_named_with_their_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("setproctitle.setproctitle", lambda title: None)
+    (tmp_path / "file").touch()
+    for data in (tmp_path / "file", tmp_path / "file" / "data"):
+        with pytest.raises(SettingsError, match="--data"):
+            controller(data, listen="127.0.0.1:0")
+    # Found now, it is the operator's; found later, it would fail every job that is submitted.
+    with pytest.raises(SettingsError, match="--state-dir"):
+        controller(tmp_path / "data", listen="127.0.0.1:0", state_dir=tmp_path / "file" / "state")
