@@ -4,7 +4,7 @@ What decides is real: membership, slots, jobs and their coordination, the node's
 the job's state machine, its log and checkpoints, alignment and progress. Processes, sockets, disks
 and clocks are not. `simulate_cluster(seed)` raises AssertionError if an invariant breaks:
 1. what simulated_job.py demands of the rows, of ids and of history;
-2. no attempt begins while another runs on a node that believes in its lease;
+2. no attempt begins while another runs, where both nodes believe in their leases;
 3. one job process at a time, launch numbers and terms only rise;
 4. once faults cease, the job finishes, however often it was submitted, stopped and scaled.
 """
@@ -321,6 +321,11 @@ class ClusterWorld(World):
         """A job agent starts its part of an attempt."""
         attempt = agent.attempt
         assert attempt is not None
+        self._parts.setdefault(attempt, []).append(agent)
+        if not agent.node.believes:
+            # A machine that stood still wakes, and its job agent is faster than the node agent,
+            # which ends it when it has looked at the clock. Till then nothing it says gets out.
+            return
         for node in self.nodes:
             for other in node.agents.values():
                 if other.runs and other.attempt != attempt and node.believes:
@@ -328,7 +333,6 @@ class ClusterWorld(World):
                         f"{attempt} begins on {agent.node.name} while {other.attempt} runs on "
                         f"{node.name}, whose lease is valid"
                     )
-        self._parts.setdefault(attempt, []).append(agent)
 
     def whole(self, attempt: Attempt) -> bool:
         """Every part of the attempt that has begun still runs."""
