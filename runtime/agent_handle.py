@@ -134,12 +134,13 @@ class AgentHandle:
         """
         assert self._process is None
         self._surroundings = dict(os.environ)
+        # Before the thread, which takes it back when the agent is gone.
+        atexit.register(self.close)
         thread = threading.Thread(target=self._live, name="agent", daemon=True)
         thread.start()
         self._started.wait()
         if self._error is not None:
             raise EngineError(f"the agent process cannot be started: {self._error}")
-        atexit.register(self.close)
 
     def start(self, events: EventSink) -> None:
         """Exec the agent unless it was launched; what it says goes to `events`, last an AgentLost.
@@ -198,6 +199,9 @@ class AgentHandle:
             self._process = self._exec()
         except OSError as error:
             self._error = error
+            atexit.unregister(self.close)
+            self._sock.close()
+            os.close(self._liveness)
             return
         finally:
             self._theirs.close()
@@ -206,6 +210,8 @@ class AgentHandle:
         cause = self._read()
         lost = self._wait(cause)
         self._over.set()
+        # A node's agent outlives any number of these: none may be kept for its end.
+        atexit.unregister(self.close)
         with self._send_lock:
             self._sock.close()
         os.close(self._liveness)
