@@ -106,6 +106,18 @@ def available_memory() -> int:
     return min(machine, int(limit)) if limit.isdecimal() else machine
 
 
+def _check_host(host: str) -> None:
+    """Attempts would listen there, and each would fail if that cannot be."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server((str(place[0]), 0), family=family).close()
+    except OSError as error:
+        raise SettingsError(
+            f"--host {host}: it is no address of this machine ({error.strerror}); name the one at "
+            "which other nodes reach it"
+        ) from error
+
+
 def _checked(options: NodeOptions) -> NodeOptions:
     parse_address(options.controller)
     if not options.name.isprintable() or not options.name:
@@ -118,6 +130,8 @@ def _checked(options: NodeOptions) -> NodeOptions:
         raise SettingsError(
             f"--host {options.data_host}: name the address at which other nodes reach this one"
         )
+    if options.data_host:
+        _check_host(options.data_host)
     if options.drain_timeout_s < 0:
         raise SettingsError(f"--drain-timeout {options.drain_timeout_s:g}: it cannot be negative")
     return options

@@ -374,6 +374,8 @@ def test_a_command_line_of_no_use_is_refused(controller: FakeController, tmp_pat
     good = ("--join", controller.address, "--secret-file", str(controller.secret))
     assert "host:port" in refused("--join", "nowhere", "--secret-file", str(controller.secret))
     assert "address at which other nodes" in refused(*good, "--host", "0.0.0.0")
+    # 192.0.2.0/24 is kept for documentation: nobody has it.
+    assert "no address of this machine" in refused(*good, "--host", "192.0.2.1")
     assert "--label" in refused(*good, "--label", "nothing")
     os.chmod(controller.secret, 0o644)
     assert "chmod 600" in refused(*good)
