@@ -21,7 +21,7 @@ from penstock.cluster.whereabouts import find_cluster
 from penstock.dataflow.launcher import JobHandle, StopMode, Summary, use_launcher
 from penstock.dataflow.overrides import CommandLine, use_command_line
 from penstock.dataflow.settings import JobSettings
-from penstock.elements.errors import SettingsError
+from penstock.elements.errors import SettingsError, Unreachable
 
 from .cluster_view import (
     job_document,
@@ -206,12 +206,8 @@ def logs(
             write_document(log_document(job, shown))
             return
         _write_lines(shown)
-        before = {part.where: part.text for part in parts}
-        while follow:
-            threading.Event().wait(FOLLOW_S)
-            now = {part.where: part.text for part in client.logs(job, FOLLOW_BYTES)}
-            _write_lines({w: log_news(before.get(w, ""), text) for w, text in now.items()})
-            before |= now
+        if follow:
+            _follow(client, job, {part.where: part.text for part in parts})
 
 
 # Inside -------------------------------------------------------------------------------------------
@@ -289,6 +285,27 @@ def _widths(texts: Sequence[str]) -> dict[str, int]:
             raise SettingsError(f"{text}: write  OPERATOR=N  or  N,  with N from 1")
         found[name.strip()] = int(number)
     return found
+
+
+def _follow(client: Client, job: str, before: dict[str, str]) -> NoReturn:
+    """Write what is new since `before`, also beyond an absence of the controller."""
+    never = threading.Event()
+    lost = False
+    while True:
+        never.wait(FOLLOW_S)
+        try:
+            parts = client.logs(job, FOLLOW_BYTES)
+        except Unreachable as error:
+            if not lost:
+                say(f"{error}; asking again until it answers")
+            lost = True
+            continue
+        if lost:
+            say(f"the controller at {client.address} answers again")
+        lost = False
+        now = {part.where: part.text for part in parts}
+        _write_lines({w: log_news(before.get(w, ""), text) for w, text in now.items()})
+        before |= now
 
 
 def _write_lines(texts: dict[str, str]) -> None:

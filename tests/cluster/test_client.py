@@ -265,6 +265,34 @@ def test_every_command_gives_one_document(here: Path, toy_of_file: ToyController
     assert scaled.parallelism == {"count": 4, "": 2}  # type: ignore[attr-defined]
 
 
+def test_following_a_log_goes_on_beyond_an_absence_of_the_controller(
+    here: Path, toy_of_file: ToyController
+) -> None:
+    toy_of_file.jobs.append(job(1, "rows"))
+    toy_of_file.log = "one\n"
+    around = {k: v for k, v in os.environ.items() if not k.startswith("PENSTOCK_")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "penstock", "logs", "rows", "--follow"], cwd=here, env=around,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as follower:  # fmt: skip
+        assert follower.stdout is not None
+        assert follower.stderr is not None
+        try:
+            lines = [follower.stdout.readline() for _ in range(2)]
+            assert [line.split() for line in lines] == [
+                ["coordinator", "|", "one"],
+                ["n1", "|", "x"],
+            ]
+            toy_of_file.hang_up()
+            assert "asking again until it answers" in follower.stderr.readline()
+            toy_of_file.log = "one\ntwo\n"
+            assert follower.stdout.readline().split() == ["coordinator", "|", "two"]
+            follower.send_signal(signal.SIGINT)
+            assert follower.wait(PATIENCE_S) == 130
+        finally:
+            follower.kill()
+
+
 def test_tables_show_jobs_and_nodes(here: Path, toy_of_file: ToyController) -> None:
     toy_of_file.jobs.append(job(1, "rows"))
     jobs = penstock("ps", cwd=here)
