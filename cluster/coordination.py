@@ -169,16 +169,17 @@ class Coordination:
     # Commands -----------------------------------------------------------------------------------
 
     def carry_out(self, commands: Iterable[Command]) -> None:
-        """All of them, and what follows from them, in order."""
+        """All of them in order, each with what follows from it before the next: a grant must be
+        told before the later news that one of its nodes is gone."""
         left = deque(commands)
         while left:
             command = left.popleft()
             if isinstance(command, MembershipCommand):
-                left.extend(self._on_member(command))
+                left.extendleft(reversed([*self._on_member(command)]))
             elif isinstance(command, Grant | Wait):
                 self._on_slots(command)
             else:
-                left.extend(self._on_job(command))
+                left.extendleft(reversed([*self._on_job(command)]))
 
     def _on_member(self, command: MembershipCommand) -> Iterable[Command]:
         now_ns = self.clock.monotonic_ns()

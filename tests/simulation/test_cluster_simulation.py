@@ -29,6 +29,11 @@ def test_every_schedule_keeps_every_promise(first: int) -> None:
     simulate_all(range(first, first + 25))
 
 
+@pytest.mark.parametrize("seed", [5819, 50814])
+def test_schedules_that_broke_a_promise_once_keep_it(seed: int) -> None:
+    simulate_cluster(seed)
+
+
 def test_a_schedule_is_the_same_each_time() -> None:
     assert simulate_cluster(5) == simulate_cluster(5)
 
