@@ -32,6 +32,8 @@ class Options:
     parallelism: int | None = None
     chain_break: bool = False
     on_error: Any = None
+    split_keys: int | None = None
+    """Into how many parts each key of an aggregate is dealt out."""
 
     def merged(self, other: Options) -> Options:
         """These, overridden by what `other` says."""
@@ -40,6 +42,7 @@ class Options:
             other.parallelism if other.parallelism is not None else self.parallelism,
             other.chain_break or self.chain_break,
             other.on_error if other.on_error is not None else self.on_error,
+            other.split_keys if other.split_keys is not None else self.split_keys,
         )
 
 
@@ -85,6 +88,10 @@ class Logic(ABC):
     def identity(self) -> tuple[str, ...]:
         """What makes it itself across edits, if it is stateful: class and key."""
         return (self.kind,)
+
+    def state_name(self, name: str) -> str:
+        """The id under the name that the user gave it."""
+        return name
 
     def describe(self) -> str:
         """One line for explain()."""

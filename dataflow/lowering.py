@@ -114,7 +114,7 @@ class Lowering:
                 first.location,
                 logic.identity_rule,
                 logic.identity() if logic.identity_rule != "position" else (),
-                given_name=options.name,
+                given_name=options.name and logic.state_name(options.name),
                 chain_break=options.chain_break,
                 stateful=logic.stateful,
                 is_source=isinstance(logic, SourceLogic),

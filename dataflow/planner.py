@@ -24,6 +24,7 @@ from .identity import Claim, operator_ids
 from .lowering import Lowering, Operation
 from .plan import Plan
 from .pruning import column_needs, pushed_predicate
+from .split_keys import with_parts
 from .widths import widths_of
 
 DEAD_LETTER_ROLL = "1 second"
@@ -57,6 +58,8 @@ def make_plan(
             f"pipeline {name!r} has no sink, so there is nothing to run\n"
             '  End a stream:  stream.sink(ps.FileSink("out/"))   or look:  stream.collect()'
         )
+    written = topological(ends)
+    ends = with_parts(ends, written)
     nodes = topological(ends)
     sources = [node for node in nodes if isinstance(node.logic, SourceLogic)]
     pushed = {id(node): pushed_predicate(node, nodes) for node in sources}

@@ -284,10 +284,26 @@ class Stream(StreamAggregates, StreamJoins, StreamAnalytics, Generic[T]):
 
     # Options ----------------------------------------------------------------------------------
 
-    def options(self, *, name: str | None = None, parallelism: int | None = None) -> Stream[T]:
-        """Name the operator before, which is how its state is found, or choose its subtasks."""
+    def options(
+        self,
+        *,
+        name: str | None = None,
+        parallelism: int | None = None,
+        split_keys: int | None = None,
+    ) -> Stream[T]:
+        """Name the operator before, which is how its state is found, or choose its subtasks.
+
+        `split_keys=8` deals each key of an aggregate out over so many parts and merges them: for
+        hot keys under DISTINCT, or under min and max of rows that are taken back.
+        """
         location = user_location()
-        return self._with_options(checked_options(name, parallelism, location), location)
+        options = checked_options(name, parallelism, location)
+        if split_keys is not None:
+            from .split_keys import split_options
+
+            tap = self._one_tap("options", location)
+            options = options.merged(split_options(tap.node, split_keys, location))
+        return self._with_options(options, location)
 
     def chain_break(self) -> Stream[T]:
         """Run the operator before in a process of its own, apart from what feeds it."""

@@ -28,7 +28,7 @@ from .event_times import TIME_FIELD, time_array, times_of
 from .grouping import Groups, group_rows
 from .processor import Processor, ProcessorContext
 from .updating_calls import UpdatingCalls
-from .updating_groups import LiveGroups, Slots
+from .updating_groups import LiveGroups, Mask, Slots
 from .updating_values import LiveValues
 from .windows.partials import ONLY_KEY
 
@@ -71,7 +71,7 @@ class UpdatingAggregateProcessor(Processor):
         self.out_schema: pa.Schema = with_change(
             schema.append(TIME_FIELD) if self._timed else schema
         )
-        self._kinds = aggregation.results.types
+        self._result_fields: list[pa.Field] = list(aggregation.results)
         self._ttl_ns = ttl_ns
         self._flush_ns = flush_ns
 
@@ -79,19 +79,21 @@ class UpdatingAggregateProcessor(Processor):
         """What tells groups apart: the keys."""
         return keys
 
+    @property
+    def _kinds(self) -> list[pa.DataType]:
+        return [field.type for field in self._result_fields]
+
     def open(self, ctx: ProcessorContext) -> None:
         """Find the groups of the checkpoint."""
         self._ctx = ctx
         self._watermark = ctx.watermark
-        results = self._calls.aggregation.results
-        self._groups = LiveGroups(self._calls, self._keys, results)
+        self._groups = LiveGroups(self._calls, self._keys, self._result_fields)
         self._groups.open(ctx.state, self._hashes)
         self._values = [
             LiveValues(f"values{at}", self._keys, kind)
             for at, (_, kind) in enumerate(self._calls.values)
         ]
-        for values in self._values:
-            values.open(ctx.state, self._groups, self._hashes)
+        self._open_values(ctx)
         self._flush_at: int | None = None
         self._sweep_at: int | None = None
         live = self._groups.index.live
@@ -99,10 +101,14 @@ class UpdatingAggregateProcessor(Processor):
             self._had_given(live)
             self._expect(int(self._groups.touched[live].min()))
 
+    def _open_values(self, ctx: ProcessorContext) -> None:
+        for values in self._values:
+            values.open(ctx.state, self._groups, self._hashes)
+
     def _had_given(self, live: Slots) -> None:
         """Changes were given before the cut: readers have what the accumulators say."""
-        found = self._results(live)
-        there = np.flatnonzero(self._rows(live) > 0)
+        found, seen = self._look(live)
+        there = np.flatnonzero(seen)
         at = pa.array(there)
         self._groups.give(live[there], [column.take(at) for column in found])
 
@@ -165,8 +171,7 @@ class UpdatingAggregateProcessor(Processor):
         """Give the changes of these groups."""
         if not len(slots):
             return
-        results = self._results(slots)
-        there = self._rows(slots) > 0
+        results, there = self._look(slots)
         had = self._groups.is_given[slots]
         differs = ~self._groups.same_as_given(slots, results)
         back = np.flatnonzero(had & (~there | differs))
@@ -196,6 +201,10 @@ class UpdatingAggregateProcessor(Processor):
             columns.append(time_array(touched))
         self._ctx.collect(pa.RecordBatch.from_arrays(columns, schema=self.out_schema))
 
+    def _look(self, slots: Slots) -> tuple[list[pa.Array], Mask]:
+        """(results of these groups, which of them readers should have)."""
+        return self._results(slots), self._rows(slots) > 0
+
     def _rows(self, slots: Slots) -> Slots:
         found: Slots = fixed_values(self._groups.parts_of(slots)[0])
         return found
@@ -208,10 +217,13 @@ class UpdatingAggregateProcessor(Processor):
         """Forget groups without rows, unless something of them was taken back too early."""
         if not len(slots):
             return
+        self._forget(slots[self._empty(slots)])
+
+    def _empty(self, slots: Slots) -> Mask:
         empty = self._calls.empty(self._groups.parts_of(slots))
         for values in self._values:
             empty &= ~values.any_of(slots)
-        self._forget(slots[empty])
+        return empty
 
     def _forget(self, slots: Slots) -> None:
         if len(slots):

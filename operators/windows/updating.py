@@ -90,12 +90,14 @@ class UpdatingWindowProcessor(UpdatingAggregateProcessor):
             batch, panes = batch.filter(pa.array(inside)), panes[inside]
         late = panes < grid.unused_before(self._watermark, self._lateness_ns)
         if late.any():
-            rows = batch.filter(pa.array(late))
-            self._ctx.count("late", rows.num_rows)
-            self._ctx.collect(rows, LATE)
+            self._send_late(batch.filter(pa.array(late)))
             batch, panes = batch.filter(pa.array(~late)), panes[~late]
         if batch.num_rows:
             self._expand(batch, panes)
+
+    def _send_late(self, rows: pa.RecordBatch) -> None:
+        self._ctx.count("late", rows.num_rows)
+        self._ctx.collect(rows, LATE)
 
     def _expand(self, batch: pa.RecordBatch, panes: Slots) -> None:
         after = WATERMARK_MIN
@@ -110,7 +112,10 @@ class UpdatingWindowProcessor(UpdatingAggregateProcessor):
         bounds = [time_array(self._grid.starts(ends)), time_array(ends)]
         grouped = pa.RecordBatch.from_arrays([*keys, *bounds], schema=self._keys)
         self._add(batch, grouped, times_of(batch), ends - 1)
-        first = int(ends.min()) - 1
+        self._expect_end(int(ends.min()) - 1)
+
+    def _expect_end(self, first: int) -> None:
+        """Windows have changed whose first ends behind that instant."""
         self._next_end, self._next_gone = min(self._next_end, first), min(self._next_gone, first)
         if self._early and not self._flush_ns:
             self._flush()
