@@ -24,6 +24,7 @@ from .cluster_links import Links
 from .local_cluster import LocalCluster, Process
 
 POLL_S = 0.05
+PAUSE_S_MIN, PAUSE_S_MEAN, PAUSE_S_MAX = 0.2, 3.0, 12.0
 STOP_S = (0.2, 5.0)
 """How long processes stand still: shorter and longer than a lease with its margin."""
 AWAY_S = (0.0, 3.0)
@@ -55,18 +56,16 @@ class ClusterChaos:
         seed: int,
         submission: Sequence[str],
         output: Path,
-        pause_s: tuple[float, float] = (0.3, 3.0),
     ) -> None:
-        """`output`: the folder where its rows appear. `pause_s`: between two actions."""
+        """`output`: the folder where its rows appear."""
         self.done: Counter[str] = Counter()
-        self.standstill_s = 0.0
-        """The longest time in which no row became visible, but for the first ones."""
+        self.recovery_s: float | None = None
+        """From the end of all faults to the next visible rows; None if it had ended before."""
         self._cluster = cluster
         self._links = links
         self._random = random.Random(seed)
         self._submission = list(submission)
         self._output = output
-        self._pause_s = pause_s
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._stopped: set[tuple[int, int]] = set()
@@ -74,30 +73,37 @@ class ClusterChaos:
         self._commands: list[tuple[subprocess.Popen[bytes], Callable[[int], None]]] = []
         self._resubmitting = False
         self._log = cluster.folder / "chaos.log"
-        self._seen = (0, 0.0)
+        self._changed_ns = 0
 
     def run(self, job: str, seconds: float, patience_s: float) -> None:
         """Act for a while; then heal and let the job end. AssertionError if it does not."""
         began = time.monotonic()
-        due = began + self._random.uniform(*self._pause_s)
+        due = began + self._pause_s()
         while (now := time.monotonic()) < began + seconds:
             if now >= due:
                 self._act(job)
-                due = time.monotonic() + self._random.uniform(*self._pause_s)
+                due = time.monotonic() + self._pause_s()
             self._tend()
             time.sleep(POLL_S)
         self._heal()
-        quiet = time.monotonic() + patience_s
+        began = time.monotonic()
         while self._resubmitting or self._commands:
-            self._tend()
-            assert time.monotonic() < quiet, f"commands do not end\n{self._cluster.story()}"
+            self._watch(began)
+            if time.monotonic() > began + patience_s:
+                raise AssertionError(f"commands do not end\n{self._cluster.story()}")
             time.sleep(POLL_S)
-        self._cluster.until_state(job, "finished", patience_s=patience_s, meanwhile=self._tend)
+        self._cluster.until_state(
+            job, "finished", patience_s=patience_s, meanwhile=lambda: self._watch(began)
+        )
+
+    def _pause_s(self) -> float:
+        """Until the next action: often too short to recover, sometimes long enough to work."""
+        return PAUSE_S_MIN + min(self._random.expovariate(1 / PAUSE_S_MEAN), PAUSE_S_MAX)
 
     # What goes on beside the actions ------------------------------------------------------------
 
     def _tend(self) -> None:
-        """Undo what is due, bring back what has ended, hear commands out, watch the output."""
+        """Undo what is due, bring back what has ended, hear commands out."""
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             heapq.heappop(self._later)[2]()
@@ -108,11 +114,15 @@ class ClusterChaos:
         for ended in [pair for pair in self._commands if pair[0].poll() is not None]:
             self._commands.remove(ended)
             ended[1](ended[0].returncode)
-        changed = self._output.stat().st_mtime_ns if self._output.exists() else 0
-        if changed != self._seen[0]:
-            if self._seen[0]:
-                self.standstill_s = max(self.standstill_s, now - self._seen[1])
-            self._seen = (changed, now)
+
+    def _watch(self, healed: float) -> None:
+        """Tend, and see when rows come again."""
+        self._tend()
+        if self.recovery_s is None:
+            changed_ns = self._output.stat().st_mtime_ns if self._output.exists() else 0
+            if self._changed_ns and changed_ns > self._changed_ns:
+                self.recovery_s = time.monotonic() - healed
+            self._changed_ns = changed_ns
 
     def _heal(self) -> None:
         """Wake what sleeps, heal links; what is away comes back by itself."""
