@@ -30,6 +30,7 @@ from penstock.dataflow.settings import JobSettings
 from penstock.elements.clock import Clock, SystemClock
 from penstock.elements.errors import PenstockError, ProtocolError, SettingsError
 from penstock.runtime.controller import Controller
+from penstock.runtime.failures import report_text
 from penstock.runtime.launching import FinishedHandle, job_directory, launch, move_aside
 from penstock.runtime.lifeline import die_with_parent, ignore_interrupts
 from penstock.runtime.sweep import make_job_root
@@ -70,10 +71,11 @@ class JobRun:
         try:
             summary = self._run(directory)
         except PenstockError as error:
-            return Ended("failed", b"", str(error))
+            return Ended("failed", b"", report_text(str(error)))
         except BaseException:
             # User code runs while unpickling and planning, and a bug of ours must be seen too.
-            return Ended("failed", b"", f"the job process failed:\n{traceback.format_exc()}")
+            story = f"the job process failed:\n{traceback.format_exc()}"
+            return Ended("failed", b"", report_text(story))
         return Ended(summary.outcome, msgspec.json.encode(summary))
 
     def on_message(self, message: ToJob) -> None:

@@ -14,7 +14,7 @@ from itertools import count
 import msgspec
 
 from penstock.dataflow.settings import JobSettings
-from penstock.elements.errors import PenstockError, SettingsError
+from penstock.elements.errors import PenstockError, ProtocolError, SettingsError
 from penstock.runtime.launching import check_job_name
 from penstock.runtime.messages import FRAME_BYTES_MAX
 
@@ -111,7 +111,7 @@ class Requests:
             log.exception("a request failed")
             reply = Failure(message.request, "EngineError", f"the controller: {error}")
         if reply is not None:
-            link.send(encode(reply))
+            _send(link, message.request, reply)
 
     def forget(self, link: Link) -> None:
         """The client is gone."""
@@ -203,8 +203,8 @@ class Requests:
     def _read_log(self, link: Link, message: ReadLog) -> ToClient | None:
         self._named(message.job)
         names = sorted(self._world.links)
-        # All parts go into one frame.
-        room = FRAME_BYTES_MAX // 2 // (len(names) + 1)
+        # All parts go into one frame, in which a byte that is no text takes three.
+        room = FRAME_BYTES_MAX // 4 // (len(names) + 1)
         size = max(1, min(message.bytes_max, LOG_BYTES_MAX, room))
         number = next(self._numbers)
         deadline_ns = self._world.clock.monotonic_ns() + int(LOGS_WAIT_S * 1e9)
@@ -227,7 +227,7 @@ class Requests:
             fetch.parts += [LogPart(n.node, "(it did not answer)\n") for n in fetch.awaited]
             first, *others = fetch.parts
             parts = [first, *sorted(others, key=lambda part: part.where)]
-            fetch.link.send(encode(LogParts(fetch.request, parts)))
+            _send(fetch.link, fetch.request, LogParts(fetch.request, parts))
 
     # Views --------------------------------------------------------------------------------------
 
@@ -290,6 +290,15 @@ class Requests:
             jobs=slots.jobs_on(member.name),
             note=member.lost or member.draining or "",
         )
+
+
+def _send(link: Link, request: int, reply: ToClient) -> None:
+    """What is too large to be sent is a failure of this request, not of whoever asked for it, nor
+    of the node whose answer completed it."""
+    try:
+        link.send(encode(reply))
+    except ProtocolError as error:
+        link.send(encode(Failure(request, ProtocolError.__name__, f"the answer: {error}")))
 
 
 def _check_submission(message: Submit) -> None:

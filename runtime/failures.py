@@ -25,14 +25,17 @@ def failure_of(error: BaseException) -> Failure:
         in_hand = error.row is not None or bool(poison)
         place = (error.row or error.source or "") if in_hand else ""
         identity = f"{error.operator}|{kind}|{place}"
-        return Failure("UserCodeError", _cut(str(error)), error.operator, identity, poison)
+        return Failure("UserCodeError", report_text(str(error)), error.operator, identity, poison)
     if isinstance(error, PenstockError):
-        return Failure(type(error).__name__, _cut(str(error)))
+        return Failure(type(error).__name__, report_text(str(error)))
     report = "".join(traceback.format_exception(error))
-    return Failure(type(error).__name__, _cut(report))
+    return Failure(type(error).__name__, report_text(report))
 
 
-def _cut(text: str) -> str:
+def report_text(text: str) -> str:
+    """What can be sent of a report: text without half characters, as names of files may hold,
+    and not beyond TEXT_CHARS_MAX."""
+    text = text.encode(errors="backslashreplace").decode()
     if len(text) <= TEXT_CHARS_MAX:
         return text
     half = TEXT_CHARS_MAX // 2

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -375,6 +376,25 @@ def test_logs_come_from_the_coordinator_and_all_nodes_that_have_some(cluster: Cl
         assert "did not answer" in parts[2].text
     finally:
         link_client.close()
+
+
+def test_an_answer_that_is_too_large_fails_alone(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [cluster.node(name).joined() for name in "ab"]
+    cluster.submit()
+    cluster.until_state("running")
+    monkeypatch.setattr("penstock.cluster.link.BODY_BYTES_MAX", 50_000)
+    with Client(cluster.address, CREDENTIALS) as asking, ThreadPoolExecutor(1) as thread:
+        parts = thread.submit(asking.logs, "j", 1000)
+        for node in nodes:
+            node.say(LogText(node.until(FetchLog).request, "x" * 40_000))
+        with pytest.raises(ProtocolError, match="the answer"):
+            parts.result(PATIENCE_S)
+        # Neither the node whose part was the last is cut off for it, nor the client.
+        assert [(node.name, node.state) for node in asking.nodes()] == [
+            ("a", "member"), ("b", "member"),
+        ]  # fmt: skip
 
 
 def test_who_asks_for_a_job_that_never_was_is_told(cluster: Cluster) -> None:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from penstock.elements.errors import UserCodeError
-from penstock.runtime.failures import failure_of
+from penstock.runtime.failures import TEXT_CHARS_MAX, failure_of, report_text
+from penstock.runtime.messages import encode
 
 
 def raised(**where: str) -> UserCodeError:
@@ -23,3 +24,14 @@ def test_rows_without_a_name_are_told_by_where_they_were_read() -> None:
 def test_a_position_without_rows_is_no_poison() -> None:
     """What a feed raises that is down: job.py leaves an identity without a place alone."""
     assert failure_of(raised(source="after position 7")).identity == "score|ValueError|"
+
+
+def test_any_report_can_be_sent() -> None:
+    """Names of files may hold bytes that are no text, which Python keeps as half characters."""
+    failure = failure_of(FileNotFoundError("caf\udce9.csv"))
+    assert r"caf\udce9.csv" in failure.text
+    assert encode(failure)
+    long = report_text("begin" + "x" * 10 * TEXT_CHARS_MAX + "end")
+    assert len(long) <= TEXT_CHARS_MAX + 3
+    assert long.startswith("begin")
+    assert long.endswith("end")
