@@ -21,6 +21,7 @@ from penstock.elements.buffers import fixed_array, fixed_dtype, fixed_values, va
 from penstock.elements.errors import StateError
 
 from .grouping import Groups, ranks
+from .segments import best_rows
 
 Numbers = npt.NDArray[Any]
 SAFE_INT_BOUND = float(2**62)
@@ -327,10 +328,7 @@ class Edge(Accumulator):
 
     def merge(self, groups: Groups, parts: list[pa.Array]) -> list[pa.Array]:
         column, times = parts
-        by_value, _ = ranks(column)
-        order = np.lexsort((by_value, fixed_values(times), groups.codes))
-        edges = groups.starts if self.first else groups.starts + groups.sizes - 1
-        rows = pa.array(order[edges])
+        rows = pa.array(best_rows(groups, fixed_values(times), column, least=self.first))
         return [column.take(rows), times.take(rows)]
 
     def final(self, parts: list[pa.Array]) -> pa.Array:

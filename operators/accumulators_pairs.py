@@ -16,8 +16,8 @@ import pyarrow.types as pt
 from penstock.elements.buffers import fixed_array, fixed_dtype, fixed_values
 
 from .accumulators import Accumulator, Numbers, present
-from .grouping import Groups, Indices, Mask
-from .segments import groups_of, spread, value_ranks
+from .grouping import Groups, Mask
+from .segments import best_rows, groups_of, spread, value_ranks
 
 Statistic = Literal[
     "corr", "covar_pop", "covar_samp", "regr_slope", "regr_intercept", "regr_r2", "regr_count",
@@ -77,25 +77,9 @@ class ByExtreme(Accumulator):
             at = pa.array(rows)
             values, keys = values.take(at), keys.take(at)
             within, owners = groups_of(groups.codes[rows], groups.count)
-        best = pa.array(self._best(within, values, keys))
+        best = pa.array(best_rows(within, _sortable(keys), values, least=self.least))
         found = [column.take(best) for column in (values, keys)]
         return [spread(each, owners, groups.count, pa.nulls(1, each.type)) for each in found]
-
-    def _best(self, groups: Groups, values: pa.Array, keys: pa.Array) -> Indices:
-        """The row of each group; nothing is null."""
-        by_key = _sortable(keys)
-        extreme = groups.reduce(np.minimum if self.least else np.maximum, by_key)
-        rows = np.flatnonzero(by_key == extreme[groups.codes])
-        codes = groups.codes[rows]
-        if len(rows) > groups.count:
-            order = np.lexsort((value_ranks(values.take(pa.array(rows))), codes))
-            rows, codes = rows[order], codes[order]
-            if self.least:
-                rows, codes = rows[::-1], codes[::-1]
-        # Of several rows the last to be written stays.
-        found = np.empty(groups.count, np.int64)
-        found[codes] = rows
-        return found
 
     def final(self, parts: list[pa.Array]) -> pa.Array:
         return parts[0]

@@ -6,7 +6,8 @@ raised on with the aggregate and the method named.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -63,28 +64,26 @@ class PerRow(Accumulator):
         weights = np.where(present(argument), weights, 0)
         rows = groups.order[weights[groups.order] != 0]
         columns = [field.take(pa.array(rows)).to_pylist() for field in argument.flatten()]
+        taken = [weight < 0 for weight in weights[rows].tolist()]
+        lengths = groups.add((weights != 0).astype(np.int64)).tolist()
         states: list[bytes | None] = [None] * groups.count
-        numbers, signs = groups.codes[rows].tolist(), weights[rows].tolist()
-        group, state = -1, None
-        for number, sign, values in zip(numbers, signs, zip(*columns), strict=True):
-            if number != group:
-                if group >= 0:
-                    states[group] = dump_value(state)
-                group = number
-                with _calling(self.text, "create"):
-                    state = self.aggregate.create()
-            state = self._changed(state, sign, values)
-        if group >= 0:
-            states[group] = dump_value(state)
+        arguments = zip(taken, *columns, strict=True)
+        for group, length in enumerate(lengths):
+            if length:
+                states[group] = dump_value(self._state(itertools.islice(arguments, length)))
         return [pa.array(states, pa.binary()), pa.array(groups.add(weights.astype(np.int64)))]
 
-    def _changed(self, state: Any, sign: int, values: Sequence[Any]) -> Any:
-        method = "add" if sign > 0 else "retract"
-        with _calling(self.text, method):
-            made = getattr(self.aggregate, method)(state, *values)
-            if made is None:
-                raise TypeError(f"{method}() gave None; it must return the state")
-        return made
+    def _state(self, rows: Iterable[tuple[Any, ...]]) -> Any:
+        """The state of rows (whether it is taken back, arguments …)."""
+        add, retract = self.aggregate.add, self.aggregate.retract
+        with _calling(self.text, "add or retract"):
+            state = self.aggregate.create()
+            for back, *values in rows:
+                state = retract(state, *values) if back else add(state, *values)
+                if state is None:
+                    method = "retract" if back else "add"
+                    raise TypeError(f"{method}() gave None; it must return the state")
+        return state
 
     def merge(self, groups: Groups, parts: list[pa.Array]) -> list[pa.Array]:
         stored = parts[0].to_pylist()

@@ -106,6 +106,8 @@ def _codes(column: pa.Array) -> tuple[Indices, int]:
             return (wide - wide.dtype.type(low)).astype(np.int64, copy=False), high - low + 1
     if pa.types.is_struct(kind):
         return _struct_codes(column)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _list_codes(column)
     encoded = canonical(column).dictionary_encode(null_encoding="encode")
     return encoded.indices.to_numpy().astype(np.int64), max(1, len(encoded.dictionary))
 
@@ -115,6 +117,19 @@ def _struct_codes(column: pa.Array) -> tuple[Indices, int]:
     fields = [column.is_valid(), *column.flatten()]
     groups = group_rows(fields, len(column))
     return groups.codes, groups.count
+
+
+def _list_codes(column: pa.Array) -> tuple[Indices, int]:
+    # A list is the bytes of the numbers of its values: equal lists are equal bytes.
+    values = column.flatten()
+    numbers = group_rows([values], len(values)).codes if len(values) else np.zeros(0, np.int64)
+    offsets = np.zeros(len(column) + 1, np.int64)
+    np.cumsum(pc.list_value_length(column).fill_null(0).to_numpy(), out=offsets[1:])
+    there = column.is_valid().to_numpy(zero_copy_only=False)
+    valid = pa.py_buffer(np.packbits(there, bitorder="little"))
+    data = pa.py_buffer(np.ascontiguousarray(numbers, np.int64))
+    buffers = [valid, pa.py_buffer(offsets * 8), data]
+    return _codes(pa.Array.from_buffers(pa.large_binary(), len(column), buffers))
 
 
 def canonical(column: pa.Array) -> pa.Array:

@@ -75,6 +75,24 @@ def list_owners(lists: pa.Array) -> Indices:
     return np.repeat(np.arange(len(lists)), list_lengths(lists))
 
 
+def best_rows(
+    groups: Groups, numbers: npt.NDArray[Any], values: pa.Array, *, least: bool
+) -> Indices:
+    """The row of each group with its least number and then the least value, or its greatest."""
+    extreme = groups.reduce(np.minimum if least else np.maximum, numbers)
+    rows = np.flatnonzero(numbers == extreme[groups.codes])
+    codes = groups.codes[rows]
+    if len(rows) > groups.count:
+        order = np.lexsort((value_ranks(values.take(pa.array(rows))), codes))
+        rows, codes = rows[order], codes[order]
+        if least:
+            rows, codes = rows[::-1], codes[::-1]
+    # Of several rows the last to be written stays.
+    found = np.empty(groups.count, np.int64)
+    found[codes] = rows
+    return found
+
+
 def value_ranks(column: pa.Array) -> npt.NDArray[Any]:
     """Numbers in the order of the values, equal for equal ones; null is the greatest.
 

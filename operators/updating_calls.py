@@ -15,6 +15,8 @@ import pyarrow as pa
 
 from penstock.elements.buffers import fixed_values
 from penstock.elements.errors import PlanError
+from penstock.elements.hash import refuse_unhashable
+from penstock.expressions.types import type_text
 
 from .accumulators import Accumulator
 from .aggregates import Aggregation
@@ -70,6 +72,14 @@ class UpdatingCalls:
                 self.calls.append(Call(call.argument, call.accumulator))
             else:
                 self.calls.append(self._signed(call.argument, call.accumulator, who, location))
+        for field in aggregation.results:
+            try:
+                refuse_unhashable(field.type)
+            except TypeError:
+                raise PlanError(
+                    f"{who}: {field.name} is {type_text(field.type)}, of which it cannot be said"
+                    f" whether it has changed  {location}".rstrip()
+                ) from None
         self.accumulators: list[tuple[int | None, Accumulator]] = [
             (call.argument, call.accumulator) for call in self.calls if call.accumulator is not None
         ]

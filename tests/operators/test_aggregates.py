@@ -290,7 +290,10 @@ def test_groups_are_those_of_a_dictionary(seed: int) -> None:
         pa.array([rng.randint(-wide, wide) for _ in range(count)], pa.int64()),
         pa.array([rng.choice([None, "a", "b"]) for _ in range(count)]),
         pa.array([rng.choice([None, {"x": 1}, {"x": None}]) for _ in range(count)]),
-    ][: rng.randint(1, 3)]
+        pa.array([rng.choice([None, [], [None], ["a"], ["a", "b"], ["b"]]) for _ in range(count)]),
+    ]
+    rng.shuffle(columns)
+    columns = columns[: rng.randint(1, 4)]
     groups = group_rows(columns, count)
     seen: dict[Any, int] = {}
     rows = [repr(row) for row in zip(*(column.to_pylist() for column in columns))]
