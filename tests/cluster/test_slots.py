@@ -150,6 +150,9 @@ def test_nothing_is_granted_while_members_of_the_last_term_are_awaited() -> None
     assert grant.slots == {A: 2}
 
 
+LIVES = [NodeName(node, str(life)) for node in "abc" for life in range(4)]
+
+
 class Cluster(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -157,6 +160,7 @@ class Cluster(RuleBasedStateMachine):
         self.now = 0
         self.sizes: dict[NodeName, int] = {}
         self.open: set[NodeName] = set()
+        self.over: set[NodeName] = set()
         self.asked: dict[str, tuple[int, int, bool, int]] = {}
         self.granted: dict[str, Grant] = {}
         self.grants = 0
@@ -179,22 +183,24 @@ class Cluster(RuleBasedStateMachine):
                 assert not shared
             self.granted[command.job] = command
 
-    @rule(node=st.sampled_from([A, B, C]), size=st.integers(1, 5))
+    @rule(node=st.sampled_from(LIVES), size=st.integers(1, 5))
     def up(self, node: NodeName, size: int) -> None:
-        if node not in self.sizes:
+        # What is gone never comes back: who joins again is a new incarnation.
+        if node not in self.sizes and node not in self.over:
             self.sizes[node] = size
             self.open.add(node)
             self.take(self.slots.node_up(node, size, self.now))
 
-    @rule(node=st.sampled_from([A, B, C]))
+    @rule(node=st.sampled_from(LIVES))
     def closed(self, node: NodeName) -> None:
         self.open.discard(node)
         self.take(self.slots.node_closed(node, self.now))
 
-    @rule(node=st.sampled_from([A, B, C]))
+    @rule(node=st.sampled_from(LIVES))
     def gone(self, node: NodeName) -> None:
         if node in self.sizes and node not in self.open:
             del self.sizes[node]
+            self.over.add(node)
             self.slots.node_gone(node)
 
     @rule(job=st.sampled_from("xyz"), n=st.integers(1, 8), again=st.booleans(),
