@@ -61,10 +61,11 @@ class ListOf(Accumulator):
         lists, times = parts
         values, at = lists.flatten(), fixed_values(times.flatten())
         owners, lengths = list_owners(lists), list_lengths(lists)
+        within = owners[1:] == owners[:-1]
+        if not (within & (at[1:] <= at[:-1])).any():
+            return _null_where(lengths == 0, lists)
         order = np.lexsort((at, owners))
-        tied = np.diff(owners[order]) == 0
-        tied &= np.diff(at[order]) == 0
-        if tied.any():
+        if (within & (at[order][1:] == at[order][:-1])).any():
             order = np.lexsort((value_ranks(values), at, owners))
         return _null_where(lengths == 0, list_column(values.take(pa.array(order)), lengths))
 

@@ -177,14 +177,19 @@ class QuantileSketch(SignedAccumulator):
     ) -> list[pa.Array]:
         """Entries with how often each is there; those that are there no more are left out."""
         both = (owners.astype(np.int64) << BUCKET_BITS) + (buckets + BUCKET_SHIFT)
-        order = np.argsort(both, kind="stable")
-        both = both[order]
+        alike = bool(len(counts)) and (counts == counts[0]).all()
+        if alike:
+            both = np.sort(both)
+        else:
+            order = np.argsort(both)
+            both, counts = both[order], counts[order]
         first = np.ones(len(both), np.bool_)
         first[1:] = both[1:] != both[:-1]
         starts = np.flatnonzero(first)
-        summed = np.zeros(0, np.int64)
-        if len(starts):
-            summed = np.add.reduceat(counts[order], starts)
+        if alike:
+            summed = np.diff(starts, append=len(both)) * counts[0]
+        else:
+            summed = np.add.reduceat(counts, starts) if len(starts) else np.zeros(0, np.int64)
         there = summed != 0
         both, summed = both[starts[there]], summed[there]
         lengths = np.bincount(both >> BUCKET_BITS, minlength=groups.count)
