@@ -217,8 +217,10 @@ class LocalStore:
             yield
         except OSError as error:
             where = f"{self.root}/{name}" if name else self.root
-            if error.errno == errno.ENOENT:
+            if error.errno == errno.ENOENT and name:
                 raise StateError(f"{where}: there is no such object") from error
+            if not name:
+                where = f"the state directory {where} cannot be used"
             raise StateError(f"{where}: {error.strerror or error}") from error
 
 

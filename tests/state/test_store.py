@@ -121,3 +121,11 @@ def test_a_failed_write_leaves_no_name_and_no_staging(
     monkeypatch.undo()
     assert store.size("run/x") is None
     assert store.list(STAGING) == []
+
+
+def test_a_directory_that_cannot_be_had_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    # Nobody can make a directory below /proc, root neither.
+    for place in (f"{tmp_path}/file/state", "/proc/absent/state"):
+        with pytest.raises(StateError, match=f"the state directory {place} cannot be used"):
+            LocalStore(place)
