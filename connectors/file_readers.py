@@ -102,10 +102,10 @@ class BatchReader(SplitReader):
 
 
 def open_parquet(
-    path: str, columns: Sequence[str], groups: tuple[int, int], position: Position, cast: Cast,
+    path: str, columns: Sequence[str], groups: Sequence[int], position: Position, cast: Cast,
     throttle: Throttle, comparisons: Sequence[Comparison] = (),
 ) -> BatchReader:  # fmt: skip
-    """Row groups [start, stop) of a Parquet file from row `position` of the file on.
+    """These row groups of a Parquet file, ascending, from row `position` of the file on.
 
     Row groups that cannot pass `comparisons` are not read.
     """
@@ -115,9 +115,10 @@ def open_parquet(
         raise ConnectorError(f"cannot read {path}: {error}") from error
     sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     starts = [0, *itertools.accumulate(sizes)]
-    row = max(position or 0, starts[groups[0]])
-    left = [i for i in range(*groups) if starts[i + 1] > row]
-    wanted = [g for g in left if g in useful_groups(file.metadata, range(*groups), comparisons)]
+    row = max(position or 0, starts[groups[0]] if groups else 0)
+    left = [group for group in groups if starts[group + 1] > row]
+    useful = set(useful_groups(file.metadata, left, comparisons))
+    wanted = [group for group in left if group in useful]
 
     def batches() -> Iterator[tuple[int, pa.RecordBatch]]:
         # One row group at a time: each batch then knows the row that it begins with.

@@ -31,8 +31,12 @@ from .files import READ_ERRORS, FileKind, kind_of, list_files, open_stream
 from .row_group_pruning import comparisons_of
 from .text_decode import csv_decoder, json_decoder
 
-SPLIT_BYTES = 64 * 1024 * 1024
-"""Larger files are cut into splits of about this size."""
+SPLIT_BYTES = 8 * 1024 * 1024
+"""Larger Parquet files are cut into splits of about this size, but no more than SPLITS_MAX."""
+SPLITS_MAX = 32
+"""Each split of a Parquet file that is being read holds some decoded rows."""
+TEXT_SPLIT_BYTES = 64 * 1024 * 1024
+"""Larger text files are cut into splits of about this size."""
 INFERENCE_BYTES = 1 << 20
 """How much of the first text file is read to infer a schema."""
 
@@ -49,7 +53,7 @@ class _Options:
     declared: pa.Schema | None
     delimiter: str
     quoted_newlines: bool
-    split_bytes: int
+    split_bytes: int | None
     rows_per_second: float | None
     columns: tuple[str, ...] | None = None
     predicate: str | None = None
@@ -76,7 +80,7 @@ class FileSource(SourceConnector[Any]):
         watch: Duration | None = None,
         delimiter: str = ",",
         quoted_newlines: bool = False,
-        split_bytes: int = SPLIT_BYTES,
+        split_bytes: int | None = None,
         rows_per_second: float | None = None,
     ) -> None:
         paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
@@ -154,16 +158,12 @@ class FileSource(SourceConnector[Any]):
             return self._cut_parquet(path)
         whole = kind.compression != "none" or kind.format == "arrow"
         whole = whole or (kind.format == "csv" and self._options.quoted_newlines)
-        if whole or size <= self._options.split_bytes:
+        each = self._options.split_bytes or TEXT_SPLIT_BYTES
+        if whole or size <= each:
             return [Split(path, max(1, size), {"path": path, "start": 0, "stop": None})]
-        starts = range(0, size, self._options.split_bytes)
         return [
-            Split(
-                f"{path}@{start}",
-                self._options.split_bytes,
-                {"path": path, "start": start, "stop": start + self._options.split_bytes},
-            )
-            for start in starts
+            Split(f"{path}@{start}", each, {"path": path, "start": start, "stop": start + each})
+            for start in range(0, size, each)
         ]
 
     def _cut_parquet(self, path: str) -> list[Split]:
@@ -171,16 +171,20 @@ class FileSource(SourceConnector[Any]):
             metadata = pq.read_metadata(path)
         except READ_ERRORS as error:
             raise ConnectorError(f"cannot read {path}: {error}") from error
-        splits, start, size = [], 0, 0
-        for group in range(metadata.num_row_groups):
-            size += metadata.row_group(group).total_byte_size
-            last = group == metadata.num_row_groups - 1
-            if size >= self._options.split_bytes or last:
-                name = path if last and start == 0 else f"{path}@{start}"
-                detail = {"path": path, "start": start, "stop": group + 1}
-                splits.append(Split(name, max(1, size), detail))
-                start, size = group + 1, 0
-        return splits or [Split(path, 1, {"path": path, "start": 0, "stop": 0})]
+        groups: int = metadata.num_row_groups
+        sizes = [metadata.row_group(group).total_byte_size for group in range(groups)]
+        each = self._options.split_bytes or SPLIT_BYTES
+        count = max(1, min(groups, SPLITS_MAX, sum(sizes) // each))
+        # Row groups are dealt out in turn: a file in the order of its event times is then read by
+        # all subtasks at about the same place, and they finish together.
+        return [
+            Split(
+                path if count == 1 else f"{path}@{first}/{count}",
+                max(1, sum(sizes[first::count])),
+                {"path": path, "start": first, "stop": groups, "step": count},
+            )
+            for first in range(count)
+        ]
 
     def reader(self, split: Split, position: Position, ctx: ReaderContext) -> SplitReader:
         """Open a split where a checkpoint left it."""
@@ -190,9 +194,8 @@ class FileSource(SourceConnector[Any]):
         names = self.schema.names
         if kind.format == "parquet":
             wanted = comparisons_of(self._options.predicate) if self._options.predicate else []
-            return open_parquet(
-                path, names, (start, stop), position, self._cast(path), throttle, wanted
-            )
+            groups = range(start, stop, split.detail.get("step", 1))
+            return open_parquet(path, names, groups, position, self._cast(path), throttle, wanted)
         if kind.format == "arrow":
             cast = self._cast(path)
             return open_arrow(path, kind.compression, names, position, cast, throttle)

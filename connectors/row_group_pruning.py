@@ -74,7 +74,7 @@ def _value(node: Node) -> Any:
 
 
 def useful_groups(
-    metadata: pq.FileMetaData, groups: range, comparisons: Sequence[Comparison]
+    metadata: pq.FileMetaData, groups: Sequence[int], comparisons: Sequence[Comparison]
 ) -> list[int]:
     """The row groups among `groups` that may hold a wanted row."""
     names = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
