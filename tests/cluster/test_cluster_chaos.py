@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 CHAOS = Path(__file__).resolve().parents[2] / "scripts" / "chaos"
-MINUTES = 0.5
+MINUTES = 0.8
 
 
 @pytest.mark.timeout(600)
-def test_half_a_minute_of_chaos_on_a_cluster_costs_no_row(tmp_path: Path) -> None:
+def test_a_while_of_chaos_on_a_cluster_costs_no_row(tmp_path: Path) -> None:
     words = ["--agents", "3", "--minutes", str(MINUTES), "--seed", "1", "--keep", str(tmp_path)]
     done = subprocess.run([sys.executable, CHAOS, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     print(f"\n{done.stdout}")
     assert report["rows"] > 0
-    assert report["kills"] > 0
+    assert report["faults"] > 0
     assert report["failures"] == []
