@@ -222,3 +222,12 @@ class Keepless(Width):
 def test_a_class_that_cannot_be_used_is_refused_when_planning(item: Any, reason: str) -> None:
     with pytest.raises(PlanError, match=reason):
         Aggregation({"x": item}, SCHEMA)
+
+
+def test_results_that_cannot_be_compared_are_refused_where_changes_are_given() -> None:
+    class Named(Total):
+        returns = pa.map_(pa.string(), pa.int64())
+
+    aggregation = Aggregation({"x": Named("h", 1.0)}, SCHEMA)
+    with pytest.raises(PlanError, match=r"x is .*whether it has changed"):
+        updating(aggregation, SCHEMA)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from aggregate_rows import (
     COLUMNS,
+    SCHEMA,
     Row,
     batches,
     by_key,
@@ -26,6 +27,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.elements.changelog import with_change
+from penstock.elements.errors import PlanError
+from penstock.expressions.expression import expr
 from penstock.operators.aggregates import Aggregation
 from penstock.testing.harness import batch_of
 
@@ -156,3 +159,43 @@ def test_bits_keep_the_width_and_sign_of_their_argument(kind: pa.DataType) -> No
     last = -1 if signed else high
     wanted = (high & 6 & last, high | 6 | last, high ^ 6 ^ last)
     assert by_key(left_of(run.rows())) == {0: wanted}
+
+
+@pytest.mark.parametrize("text", ["first(n)", "last(n) FILTER (WHERE b > 0)"])
+def test_what_depends_on_rows_that_are_gone_is_refused_over_changes(text: str) -> None:
+    schema = with_change(SCHEMA)
+    with pytest.raises(PlanError, match="over an updating stream: rows of it are taken back"):
+        updating(Aggregation({"x": text}, schema), schema)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("min_by(n)", r"write min_by\(x, y\)"),
+        ("corr(h)", r"write corr\(y, x\)"),
+        ("corr(h, s)", "takes numbers, not"),
+        ("bit_and(h)", "takes integers, not"),
+        ("string_agg(n, ',')", "takes text"),
+        ("string_agg(s, n)", "the second argument is a text"),
+        ("approx_quantile(h)", r"write approx_quantile\(x, 0.99\)"),
+        ("approx_quantile(h, 2)", "a number from 0 to 1"),
+        ("approx_quantile(DISTINCT h, 0.5)", r"approx_quantile\(DISTINCT …\) is not there"),
+        ("array_agg(max(n))", "an aggregate inside an aggregate"),
+    ],
+)
+def test_calls_that_mean_nothing_are_refused_when_planning(text: str, reason: str) -> None:
+    with pytest.raises(PlanError, match=reason) as caught:
+        Aggregation({"x": text}, SCHEMA, who="aggregate", location="flow.py:7")
+    assert "flow.py:7" in str(caught.value)
+
+
+def test_separators_and_fractions_may_be_parameters() -> None:
+    rows = [(0, 1, 1, 1.0, 1.0, None, text, at) for at, text in enumerate(["it's", "b"])]
+    items: dict[str, Any] = {
+        "given": expr("string_agg(s, $between)", between=" & "),
+        "quoted": "string_agg(s, '''')",
+        "low": expr("approx_quantile(h, $q)", q=0.25),
+    }
+    assert in_a_window(items, [rows], False) == {
+        0: ("it's & b", "it's'b", pytest.approx(1.0, rel=0.01))
+    }
