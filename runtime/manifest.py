@@ -196,7 +196,10 @@ def check_runs(store: Store, runs: Iterable[RunRef], read: bool = False) -> None
             continue
         size = store.size(run.name)
         if size is None:
-            raise StateError(f"{run.name} is missing")
+            raise StateError(
+                f"{run.name} is missing: if its subtask ran on another machine, the state "
+                "directory is not the same there"
+            )
         if size != run.size:
             raise StateError(f"{run.name} is damaged: {size} bytes, expected {run.size}")
         if read and zlib.crc32(store.get(run.name)) != run.crc:

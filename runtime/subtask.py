@@ -70,7 +70,9 @@ class Subtask:
         vertex, settings, key = setup.vertex, setup.settings, setup.deployment.key
         self._name = str(key)
         self._groups = owned_groups(key.index, vertex.parallelism)
-        self._store = LocalStore(setup.store_root, durability=settings.durability)
+        self._store = LocalStore(
+            setup.store_root, durability=settings.durability, made_elsewhere=True
+        )
         self._gate = Gate(
             [inbound.receiver for inbound in setup.receivers],
             [inbound.edge.port for inbound in setup.receivers],

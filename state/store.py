@@ -73,9 +73,18 @@ class Store(Protocol):
 class LocalStore:
     """A directory of this machine. Made if absent; safe from several threads and processes."""
 
-    def __init__(self, root: str, durability: Durability = "machine") -> None:
+    def __init__(
+        self, root: str, durability: Durability = "machine", *, made_elsewhere: bool = False
+    ) -> None:
+        """`made_elsewhere`: whoever runs the job has made it, so it is an error if it is not here.
+        What was written to a directory of this machine alone would be lost to all others."""
         self.root = os.path.abspath(root)
         self._machine = durability == "machine"
+        if made_elsewhere and not os.path.isdir(self.root):
+            raise StateError(
+                f"the state directory {self.root} is not on this machine: it must be one that the "
+                "controller and all nodes reach under the same path (docs/cluster.md)"
+            )
         with self._errors(""):
             _make_directories(self.root, self._machine)
             self._directory = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -206,5 +206,6 @@ def deploy(pipeline: ps.Pipeline, store_root: Path, launch: int = 1) -> ToJobAge
     enumerators = Enumerators(plan)
     enumerators.list_all()
     settings = JobSettings(state_dir=str(store_root))
+    store_root.mkdir(parents=True, exist_ok=True)
     message = Deployer(plan, settings, str(store_root)).message(1, 1, "run", None, enumerators)
     return ToJobAgent("toy", launch, runtime.encode(message))

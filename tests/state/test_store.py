@@ -129,3 +129,12 @@ def test_a_directory_that_cannot_be_had_is_called_one(tmp_path: Path) -> None:
     for place in (f"{tmp_path}/file/state", "/proc/absent/state"):
         with pytest.raises(StateError, match=f"the state directory {place} cannot be used"):
             LocalStore(place)
+
+
+def test_a_directory_that_others_made_is_not_made_again(tmp_path: Path) -> None:
+    """A node that does not share the state directory would keep snapshots for itself."""
+    with pytest.raises(StateError, match="not on this machine: it must be one that"):
+        LocalStore(str(tmp_path / "job"), made_elsewhere=True)
+    assert not (tmp_path / "job").exists()
+    LocalStore(str(tmp_path / "job")).close()
+    LocalStore(str(tmp_path / "job"), made_elsewhere=True).close()
