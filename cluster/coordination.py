@@ -322,10 +322,8 @@ class Coordination:
 
     def _let_go(self) -> None:
         """Tell draining nodes on which nothing is left that they may leave."""
-        for member in self.membership.members:
+        for member in self.membership.departing:
             name = member.name
-            if member.draining is None or member.lost is not None or member.leaving:
-                continue
             if not self.slots.jobs_on(name) and not self.jobs.runs_on(name):
                 self.membership.on_leave(name)
                 self._say(name, Leave())

@@ -107,6 +107,18 @@ class Membership:
         self._margin_ns = margin_ns
         self._members: dict[str, Member] = {}
         self._gone: OrderedDict[str, Member] = OrderedDict()
+        self._quiet_until_ns: int | None = None
+        """Before this nothing is due: who looks at every member for every heartbeat keeps no leases
+        of a thousand. It may be too early, since leases are renewed, and never too late."""
+
+    @property
+    def departing(self) -> list[Member]:
+        """Those that drain and have not been told yet that they may leave."""
+        return [
+            member
+            for member in self._members.values()
+            if member.draining is not None and member.lost is None and not member.leaving
+        ]
 
     @property
     def members(self) -> list[Member]:
@@ -126,7 +138,7 @@ class Membership:
     @property
     def deadline_ns(self) -> int | None:
         """When `tick` wants to be called at the latest."""
-        return min((self._due_ns(member) for member in self._members.values()), default=None)
+        return self._quiet_until_ns
 
     # Events -------------------------------------------------------------------------------------
 
@@ -141,7 +153,10 @@ class Membership:
             # Joining says that nothing of it runs.
             commands.append(NodeIsGone(before.name))
         self._gone.pop(join.name.node, None)
-        self._members[join.name.node] = Member(join, self._expiry_ns(now_ns))
+        member = self._members[join.name.node] = Member(join, self._expiry_ns(now_ns))
+        due_ns = self._due_ns(member)
+        if self._quiet_until_ns is None or due_ns < self._quiet_until_ns:
+            self._quiet_until_ns = due_ns
         return [*commands, Admit(join.name)]
 
     def on_heartbeat(
@@ -182,6 +197,8 @@ class Membership:
 
     def tick(self, now_ns: int) -> list[MembershipCommand]:
         """Time has passed."""
+        if self._quiet_until_ns is None or now_ns < self._quiet_until_ns:
+            return []
         commands: list[MembershipCommand] = []
         for member in list(self._members.values()):
             if member.lost is None and now_ns >= self._due_ns(member):
@@ -189,6 +206,8 @@ class Membership:
                 commands.append(self._lose(member, f"no heartbeat for {seconds:g} s"))
             if member.lost is not None and now_ns >= self._due_ns(member):
                 commands += self._forget(member)
+        due = (self._due_ns(member) for member in self._members.values())
+        self._quiet_until_ns = min(due, default=None)
         return commands
 
     # Inside -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from penstock.cluster.membership import (
     GONE_KEPT,
     Admit,
+    Member,
     Membership,
     NodeDrains,
     NodeIsGone,
@@ -44,6 +45,46 @@ def cluster() -> Membership:
 
 
 A1, A2 = NodeName("a", "1"), NodeName("a", "2")
+
+
+def test_a_heartbeat_looks_at_no_other_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The square of a thousand nodes would be more than the controller's thread can do."""
+    looked: list[str] = []
+    really = Membership._due_ns
+
+    def due_ns(self: Membership, member: Member) -> int:
+        looked.append(member.name.node)
+        return really(self, member)
+
+    monkeypatch.setattr(Membership, "_due_ns", due_ns)
+    members = cluster()
+    names = [NodeName(f"n{i}", "1") for i in range(100)]
+    for name in names:
+        members.on_join(join(name.node), 0)
+    looked.clear()
+    for name in names:
+        assert members.on_heartbeat(name, 1, NS) == [Renew(name, 1)]
+        assert members.tick(NS) == []
+        assert members.deadline_ns is not None
+    assert looked == []
+
+
+def test_the_silent_one_among_many_is_lost_in_time() -> None:
+    members = cluster()
+    names = [NodeName(f"n{i}", "1") for i in range(20)]
+    for at, name in enumerate(names):
+        members.on_join(join(name.node), at)
+    silent = names[7]
+    for moment in range(0, 6 * NS, NS // 4):
+        lost = [c for c in members.tick(moment) if isinstance(c, NodeIsLost | NodeIsGone)]
+        due = {LEASE + NS // 4: [NodeIsLost], LEASE + MARGIN + NS // 4: [NodeIsGone]}
+        assert [type(c) for c in lost] == due.get(moment, [])
+        assert all(c.name == silent for c in lost)
+        assert members.deadline_ns is not None
+        assert members.deadline_ns > moment
+        for name in names:
+            if name != silent:
+                members.on_heartbeat(name, moment, moment)
 
 
 def test_a_node_joins_and_renews_its_lease() -> None:
