@@ -104,7 +104,11 @@ class FirstStage(SplitStage):
         self.out_schema = self._parts_schema(list(self._keys))
 
     def _look(self, slots: Slots) -> tuple[list[pa.Array], Mask]:
-        return self._results(slots), ~self._empty(slots)
+        there = self._rows(slots) > 0
+        # Only where there are no rows is it worth a look whether something was taken back early.
+        none = np.flatnonzero(~there)
+        there[none] = ~self._empty(slots[none])
+        return self._results(slots), there
 
 
 class UpdatingPartsProcessor(FirstStage):
