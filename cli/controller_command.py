@@ -5,7 +5,6 @@ Exit codes: 0 it was asked to end; 1 it failed; 2 it cannot run as it was starte
 
 from __future__ import annotations
 
-import ipaddress
 import shlex
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from penstock.cluster.controller import (
     make_directory,
 )
 from penstock.cluster.link import format_address, parse_address
+from penstock.cluster.membership import is_loopback
 from penstock.cluster.security import load_credentials, make_secret
 from penstock.elements.durations import duration_ns
 from penstock.elements.errors import PlanError, SettingsError
@@ -100,7 +100,7 @@ def _proof(listen: str, data: Path, secret_file: str | None, tls: Tls | None) ->
     if secret_file is not None:
         raise SettingsError("a cluster has a shared secret or TLS, not both: leave one out")
     host, _ = parse_address(listen)
-    if not _is_loopback(host):
+    if not is_loopback(host):
         raise SettingsError(
             f"{host} can be reached from other machines, and who may call can run code on every "
             "node: say --secret-file FILE or --tls CERT KEY CA"
@@ -110,13 +110,6 @@ def _proof(listen: str, data: Path, secret_file: str | None, tls: Tls | None) ->
         make_directory(data, "--data")
         make_secret(path)
     return str(path.absolute())
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _seconds(text: str, option: str) -> float:

@@ -8,6 +8,7 @@ leave. Until then its processes may run, and nothing is started in their place (
 
 from __future__ import annotations
 
+import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -257,7 +258,29 @@ class Membership:
             return Refuse("an incarnation joins once; make a new one", again=True)
         if known is None and len(self._members) >= NODES_MAX:
             return Refuse(f"the cluster has {NODES_MAX} nodes already", again=True)
+        return self._apart(join)
+
+    def _apart(self, join: Join) -> Refuse | None:
+        """A node that is reached at a loopback address is so on its own machine only."""
+        for member in self._members.values():
+            other = member.join
+            if member.lost is None and is_loopback(other.data_host) != is_loopback(join.data_host):
+                ours = f"{join.name} at {join.data_host}"
+                theirs = f"{other.name} at {other.data_host}"
+                return Refuse(
+                    f"the nodes {ours} and {theirs} cannot reach each other: have the one on a "
+                    "loopback address join by an address that others reach, or say it with --host",
+                    again=True,
+                )
         return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only the machine itself reaches this address; of names that is known of one."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _fault(join: Join) -> str:

@@ -304,7 +304,10 @@ class Node:
 
     def _on_welcome(self, member: _Membership, welcome: Welcome) -> None:
         if welcome.term < self._term:
-            self._lose(f"a controller of term {welcome.term} answers; {self._term} was seen")
+            self._lose(
+                f"a controller of term {welcome.term} answers, but {self._term} was seen: an older "
+                "one is back, or its data directory is a new one; then start this agent again"
+            )
             return
         self._term = welcome.term
         lease_ns, heartbeat_ns = welcome.lease_ms * 1_000_000, welcome.heartbeat_ms * 1_000_000

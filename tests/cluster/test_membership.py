@@ -47,6 +47,19 @@ def cluster() -> Membership:
 A1, A2 = NodeName("a", "1"), NodeName("a", "2")
 
 
+def test_nodes_that_cannot_reach_each_other_are_told_so() -> None:
+    members = cluster()
+    members.on_join(join("a", data_host="127.0.0.1"), 0)
+    assert members.on_join(join("b", data_host="localhost"), 0) == [Admit(NodeName("b", "1"))]
+    (refused,) = members.on_join(join("c", data_host="10.0.0.3"), 0)
+    assert isinstance(refused, Refuse)
+    assert refused.again
+    assert "c at 10.0.0.3 and a at 127.0.0.1 cannot reach each other" in refused.reason
+    for node in "ab":
+        members.on_disconnect(NodeName(node, "1"), "it was started anew", 0)
+    assert Admit(NodeName("c", "1")) in members.on_join(join("c", data_host="10.0.0.3"), 0)
+
+
 def test_a_heartbeat_looks_at_no_other_member(monkeypatch: pytest.MonkeyPatch) -> None:
     """The square of a thousand nodes would be more than the controller's thread can do."""
     looked: list[str] = []
