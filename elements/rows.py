@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
-from itertools import starmap
 from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
 
 from .errors import PlanError
+from .row_building import Build, row_builder
 from .row_columns import NotReadable, Reader, Writer, column_reader, column_writer
 from .row_schema import RowClass, RowField, row_class, row_schema
 from .signals import TIME_COLUMN
@@ -55,6 +55,7 @@ class RowCodec:
             {} if self._described is None else {f.name: f for f in self._described.fields}
         )
         self._read: list[tuple[str, Reader, bool]] | None = None
+        self._build: Build | None = None
         self._write: list[tuple[str, Writer, bool]] | None = None
 
     @property
@@ -82,12 +83,20 @@ class RowCodec:
                     f"column {name} is null, but {self.cls.__name__}.{name} is not Optional", index
                 )
             columns.append(read(array))
+        if not columns:
+            return self._empty_rows(batch)
+        if self._build is None:
+            self._build = self._builder()
+        return self._build(columns)
+
+    def _builder(self) -> Build:
+        names = [name for name, _, _ in self._readers()]
+        cls = self.cls
         if self._described is None:
-            return list(starmap(self.cls, zip(*columns))) if columns else self._empty_rows(batch)
+            return row_builder(cls, cls._fields)
         if self._described.kind == "pydantic" or self._skips_fields():
-            names = [name for name, _, _ in self._readers()]
-            return [self.cls(**dict(zip(names, values))) for values in zip(*columns)]
-        return list(map(self.cls, *columns))
+            return lambda columns: [cls(**dict(zip(names, values))) for values in zip(*columns)]
+        return row_builder(cls, names)
 
     def _empty_rows(self, batch: pa.RecordBatch) -> list[Any]:
         return [self.cls() for _ in range(batch.num_rows)]
@@ -202,7 +211,7 @@ class RowCodec:
 
     def __getstate__(self) -> dict[str, Any]:
         """Readers and writers are closures; the other side makes its own."""
-        state = {**self.__dict__, "_read": None, "_write": None}
+        state = {**self.__dict__, "_read": None, "_write": None, "_build": None}
         if self._described is None:
             del state["cls"]
         return state

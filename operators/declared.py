@@ -9,24 +9,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
-from typing import Any, ClassVar, Generic, Self, TypeVar, cast, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 import pyarrow as pa
 
-from penstock.elements.durations import Duration, duration_ns
+from penstock.elements.durations import Duration
 from penstock.elements.errors import PlanError
 from penstock.elements.row_schema import is_row_class, row_schema
-from penstock.state.backend import (
-    IMMUTABLE_TYPES,
-    DirectObjects,
-    ObjectKind,
-    ObjectState,
-    StateBackend,
-)
+from penstock.state.backend import IMMUTABLE_TYPES
 
-from .current_row import CurrentRow
 from .declaration import Declared, KeyedDeclaration
+from .declared_state import KeyedState
 from .declared_timer import Fired, Timer, fired, timer_tag
+from .declared_value import ValueState
 from .processor import DEAD, LATE, MAIN
 
 __all__ = [
@@ -51,139 +46,6 @@ T = TypeVar("T")
 V = TypeVar("V")
 D = TypeVar("D")
 K = TypeVar("K")
-
-
-class KeyedState(KeyedDeclaration):
-    """A state per key, stored as one Python object."""
-
-    kind: ClassVar[ObjectKind]
-    ttl_ns: int | None
-    _state: ObjectState
-
-    def _describe(self, ttl: Duration | None) -> None:
-        self.ttl_ns = None if ttl is None else duration_ns(ttl, f"{type(self).__name__}(ttl=)")
-        if self.ttl_ns is not None and self.ttl_ns <= 0:
-            raise PlanError(f"{type(self).__name__}(ttl={ttl!r}): a ttl is longer than nothing")
-
-    def bind(self, backend: StateBackend, row: CurrentRow) -> Self:
-        """The working twin on `backend`."""
-        twin = self._bound_to(row)
-        twin._attach(backend.objects(self.name, self.kind, ttl_ns=self.ttl_ns))
-        return twin
-
-    def _attach(self, state: ObjectState) -> None:
-        self._state = state
-        self._get = state.get
-        self._put = state.put
-        # What would be changed in place by us alone is looked at without being marked.
-        direct = state.direct()
-        self._peek: Callable[[Hashable, Any], Any] = (
-            state.get if direct is None else direct.values.get
-        )
-
-    def clear(self) -> None:
-        """Forget it for this key."""
-        self._state.remove(self._row.key)
-
-    def view(self, key: Hashable) -> Any:
-        """The content for `key` as a plain value, for tests."""
-        return copy.deepcopy(self._get(key, None))
-
-    def _store(self, value: Any) -> None:
-        row = self._row
-        self._put(row.key, row.hashes[row.index], value)
-
-
-class ValueState(KeyedState, Generic[T]):
-    """One value per key: `.value` reads and writes it, `default` (or None) stands in for absence.
-
-    A mutable default is copied for each key when it is first read. `ttl` is event time since the
-    last write.
-    """
-
-    kind = "value"
-
-    @overload
-    def __init__(
-        self: ValueState[V | None], type: type[V], *, ttl: Duration | None = None
-    ) -> None: ...
-    @overload
-    def __init__(
-        self: ValueState[V], type: type[V], *, default: V, ttl: Duration | None = None
-    ) -> None: ...
-    def __init__(self, type: Any, *, default: Any = None, ttl: Duration | None = None) -> None:
-        self.type = type
-        self.default = default
-        self._describe(ttl)
-        self._copied = default is not None and getattr(default, "__hash__", None) is None
-
-    def _attach(self, state: ObjectState) -> None:
-        super()._attach(state)
-        direct = state.direct()
-        if self._copied:
-            self.__class__ = _CopyingValueState
-        elif direct is not None and type(self.default) in IMMUTABLE_TYPES:
-            self.__class__ = _direct_value_state(direct, self._row, self.default, self._put)
-
-    @property
-    def value(self) -> T:
-        """The stored value, else the default."""
-        return self._get(self._row.key, self.default)  # type: ignore[no-any-return]
-
-    @value.setter
-    def value(self, value: T) -> None:
-        row = self._row
-        self._put(row.key, row.hashes[row.index], value)
-
-    def view(self, key: Hashable) -> Any:
-        """The value for `key`, for tests."""
-        return copy.deepcopy(self._get(key, self.default))
-
-
-def _direct_value_state(
-    direct: DirectObjects, row: CurrentRow, default: Any, put: Callable[[Hashable, int, Any], None]
-) -> type[ValueState[Any]]:
-    """The class of one bound ValueState on a dict.
-
-    It is read and written for every row, so it makes no call of ours, and what it needs are
-    variables of these functions, which Python finds faster than attributes.
-    """
-    values, dirty, shift = direct
-    find, usual = values.get, type(default)
-
-    def read(_: Any) -> Any:
-        """The stored value, else the default."""
-        found = find(row.key, default)
-        if type(found) is not usual and type(found) not in IMMUTABLE_TYPES:
-            dirty[row.hashes[row.index] >> shift] = 1
-        return found
-
-    def write(_: Any, value: Any) -> None:
-        key = row.key
-        if key in values:
-            values[key] = value
-            dirty[row.hashes[row.index] >> shift] = 1
-        else:
-            put(key, row.hashes[row.index], value)
-
-    return type("ValueState", (ValueState,), {"value": property(read, write)})
-
-
-class _CopyingValueState(ValueState[T]):
-    """A bound ValueState whose default is mutable: each key gets a copy of its own."""
-
-    @property
-    def value(self) -> T:
-        """The stored value, else a fresh default, which is stored."""
-        found = self._get(self._row.key, None)
-        if found is None:
-            found = copy.deepcopy(self.default)
-            self._store(found)
-        return found  # type: ignore[no-any-return]
-
-    @value.setter
-    def value(self, value: T) -> None:
-        self._store(value)
 
 
 class ListState(KeyedState, Generic[T]):

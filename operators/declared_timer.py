@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 from penstock.elements.errors import PlanError
 
 from .current_row import CurrentRow
-from .declaration import KeyedDeclaration
+from .declaration import UNBOUND, KeyedDeclaration
 from .instants import Instant, instant, instant_ns
 from .timer_service import TimerService
 
@@ -33,8 +33,8 @@ class Timer(KeyedDeclaration):
     of data unless `fire_at_end=True`, and their results may differ between two runs.
     """
 
-    _service: TimerService
-    _what: str
+    _service: TimerService = UNBOUND
+    _what: str = UNBOUND
 
     def __init__(self, *, processing_time: bool = False, fire_at_end: bool = False) -> None:
         if fire_at_end and not processing_time:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from penstock.elements.errors import PlanError
@@ -23,6 +24,7 @@ from .broadcast_input import BROADCAST_PORT, BroadcastInput, broadcast_codec
 from .context import Context
 from .current_row import CurrentRow, Times
 from .declared import KeyedState, Output, Timer, fired
+from .declared_value import ValueCell
 from .error_policy import ErrorPolicy, Fail, Failures, dead_output
 from .event_time_column import has_time, times_of, with_time_field
 from .frozen import freeze
@@ -38,6 +40,7 @@ from .keyed_operator import (
 from .processor import MAIN, Processor, ProcessorContext
 from .row_groups import RowGroups
 from .row_input import decode_good, decode_rows
+from .row_loop import CELLS_MAX, row_loop
 from .row_outputs import RowOutputs
 from .timer_calls import TimerCalls
 from .timer_service import TimerService
@@ -103,7 +106,9 @@ class KeyedProcessor(Processor):
     def open(self, ctx: ProcessorContext) -> None:
         """Open the user's operator, bind its declarations to the state, freeze it."""
         self._ctx = ctx
-        self._row = CurrentRow()
+        cls = type(self.operator)
+        self._grouped = cls.process_group is not KeyedOperator.process_group
+        self._row = CurrentRow(0 if self._grouped else CELLS_MAX)
         self._context = Context(ctx, self._row)
         self._failures = Failures(ctx, self.policy)
         self._out = RowOutputs(self._out_codecs, self._timed, ctx.collect)
@@ -121,14 +126,15 @@ class KeyedProcessor(Processor):
                 self.operator, self._broadcast_codec, self._context, self._failures, ctx.state
             )
         freeze(self.operator)
-        cls = type(self.operator)
-        self._grouped = cls.process_group is not KeyedOperator.process_group
+        self._call_rows = row_loop(self.operator.process, self._context, self._row)
         self._calls.passed = ctx.watermark
         # Timers that came due while nothing ran fire in order before the first row (hazard 24).
         next_ns = self._wall.next_ns()
         self._overdue = next_ns is not None and next_ns <= ctx.clock.wall_ns()
 
     def _bind(self) -> None:
+        self._asks_hashes = False
+        self._page_shift: int | None = None
         self._fires_at_end: dict[str, bool] = {}
         timers: dict[str, Timer] = {}
         for name, declared in declared_of(self.operator).items():
@@ -137,11 +143,16 @@ class KeyedProcessor(Processor):
                 bound = declared.bind(self._ctx.state, self._row)
                 if declared.ttl_ns is not None:
                     self._states.append(bound._state)
+                if isinstance(bound, ValueCell):
+                    self._page_shift = bound.direct.dirty_shift
+                else:
+                    self._asks_hashes = True
             elif isinstance(declared, Timer):
                 service = self._wall if declared.processing_time else self._event
                 bound = declared.bind(service, self._row)
                 self._fires_at_end[name] = declared.fire_at_end
                 timers[name] = declared
+                self._asks_hashes = True
             else:
                 continue
             object.__setattr__(self.operator, name, bound)
@@ -192,8 +203,15 @@ class KeyedProcessor(Processor):
     def _enter(self, batch: pa.RecordBatch) -> Times | None:
         """User code is called for rows of this batch from now on; returns their times."""
         times = times_of(batch) if self._timed else None
+        self._row.enter()
         self._row.times = times
-        self._row.hashes = hash_columns(batch, self.keys).tolist()
+        hashes = hash_columns(batch, self.keys)
+        # As a list they are found faster, but making it costs more than the few lookups of cells.
+        self._row.hashes = hashes.tolist() if self._asks_hashes else hashes
+        shift = self._page_shift
+        self._pages: Sequence[int] = (
+            range(batch.num_rows) if shift is None else (hashes >> np.uint64(shift)).tolist()
+        )
         return times
 
     def _undecodable(self, one: pa.RecordBatch, error: Exception) -> None:
@@ -225,36 +243,22 @@ class KeyedProcessor(Processor):
     ) -> None:
         """Call user code for rows that stand at `indices` of the batch."""
         keys = python_keys(part, self.keys)
+        pages = self._pages[indices[0] : indices[-1] + 1]
+        if len(pages) > len(rows):
+            pages = [self._pages[index] for index in indices]
         done = 0
         while done < len(rows):
             try:
-                self._call_rows(indices[done:], keys[done:], rows[done:], items, owners)
+                self._call_rows(
+                    indices[done:], keys[done:], pages[done:], rows[done:], items, owners
+                )
                 done = len(rows)
             except Exception as error:
+                self._row.store()
                 at = indices.index(self._row.index)
                 del items[len(owners) :]
                 self._bad_row(part.slice(at, 1), rows[at], keys[at], error)
                 done = at + 1
-
-    def _call_rows(
-        self,
-        indices: Sequence[int],
-        keys: list[Any],
-        rows: list[Any],
-        items: list[Any],
-        owners: list[int],
-    ) -> None:
-        """The hot loop: one call of user code per row."""
-        current, context, process = self._row, self._context, self.operator.process
-        extend = items.extend
-        for current.index, current.key, row in zip(indices, keys, rows, strict=True):
-            made = process(current.key, row, context)
-            if made is None:
-                continue
-            extend(made)
-            count = len(items) - len(owners)
-            if count:
-                owners.extend([current.index] * count)
 
     def _bad(self, batch: pa.RecordBatch, index: int, error: Exception) -> None:
         """What was yielded for a row does not fit."""

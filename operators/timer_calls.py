@@ -51,6 +51,8 @@ class TimerCalls:
         time_ns = self._time_of(entry.time_ns, self._by_wall.get(timer.name, False))
         row.times = (time_ns,) if self._timed else None
         had = len(items)
+        row.enter()
+        row.load()
         try:
             made = self._call(entry.key, timer)
             if made is not None:
@@ -59,6 +61,7 @@ class TimerCalls:
             del items[had:]
             self._bad(entry, timer, error)
         finally:
+            row.store()
             row.leave()
         if len(items) > had:
             self._owners += [len(self._entries)] * (len(items) - had)
