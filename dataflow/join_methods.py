@@ -53,6 +53,7 @@ class StreamJoins:
         on: str | Sequence[str],
         how: str = "left",
         tolerance: Duration | None = None,
+        where: ExprLike | None = None,
         name: str | None = None,
         parallelism: int | None = None,
     ) -> Stream[Any]:
@@ -60,14 +61,15 @@ class StreamJoins:
 
         The other stream's rows are versions, by event time: `trades.join_asof(quotes, on="symbol")`
         gives each trade the quote of its moment, once the watermark has passed it. A version older
-        than `tolerance` does not count. `how` is left or inner.
+        than `tolerance` does not count, nor one that fails `where`, a condition over the columns of
+        both; no older one takes its place. `how` is left or inner.
         """
         from .joining_versions import join_asof
 
         location = user_location()
         options = checked_options(name, parallelism, location)
         left = cast("Stream[Any]", self)
-        return join_asof(left, other, on, how, tolerance, location, options)
+        return join_asof(left, other, on, how, tolerance, where, location, options)
 
     def join_broadcast(
         self,

@@ -29,9 +29,12 @@ KINDS = ("inner", "left")
 
 
 class VersionsLogic(Logic):
-    """What the two have in common: keys, two inputs, late rows."""
+    """What the two have in common: keys, a condition, two inputs, late rows."""
 
     on: tuple[str, ...]
+    where: ExprLike | None
+    functions: Any
+    location: str
     stateful = True
     identity_rule = "class"
 
@@ -64,8 +67,20 @@ class VersionsLogic(Logic):
             needed.append(of_side - HIDDEN)
         return needed
 
+    def _condition(self, inputs: Sequence[pa.Schema]) -> JoinCondition | None:
+        if self.where is None:
+            return None
+        said = (self.functions, f"{self.kind}(where=)", self.location)
+        left, right = inputs
+        return JoinCondition(self.where, left, right, self.on, *said)
+
     def _condition_reads(self, inputs: Sequence[pa.Schema]) -> Columns:
-        return frozenset()
+        condition = self._condition(inputs)
+        return frozenset() if condition is None else condition.columns_read
+
+    @property
+    def _said(self) -> str:
+        return "" if self.where is None else f", where {as_expr(self.where).text}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,21 +90,24 @@ class AsOfLogic(VersionsLogic):
     on: tuple[str, ...]
     how: str
     tolerance_ns: int | None
+    where: ExprLike | None
+    functions: Any
     location: str
     kind = "join_asof"
 
     def _make(self, inputs: Sequence[pa.Schema]) -> Any:
         left, right = inputs
         rest = (self.tolerance_ns, "join_asof", self.location)
-        return AsOfJoinProcessor(self.on, self.how, left, right, *rest)
+        condition = self._condition(inputs)
+        return AsOfJoinProcessor(self.on, self.how, left, right, *rest, condition=condition)
 
     def identity(self) -> tuple[str, ...]:
-        """Key: how old a version may be does not change what is kept."""
+        """Key: which of the versions that held count does not change what is kept."""
         return (self.how, ", ".join(self.on))
 
     def describe(self) -> str:
-        """Kind and key."""
-        return f"{self.how} join as of event time on {', '.join(self.on)}"
+        """Kind, key and condition."""
+        return f"{self.how} join as of event time on {', '.join(self.on)}{self._said}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,25 +128,13 @@ class BroadcastJoinLogic(VersionsLogic):
         rest = (condition, self.kind, self.location)
         return BroadcastJoinProcessor(self.on, self.how, left, right, *rest)
 
-    def _condition(self, inputs: Sequence[pa.Schema]) -> JoinCondition | None:
-        if self.where is None:
-            return None
-        said = (self.functions, f"{self.kind}(where=)", self.location)
-        left, right = inputs
-        return JoinCondition(self.where, left, right, self.on, *said)
-
-    def _condition_reads(self, inputs: Sequence[pa.Schema]) -> Columns:
-        condition = self._condition(inputs)
-        return frozenset() if condition is None else condition.columns_read
-
     def identity(self) -> tuple[str, ...]:
         """Key: what is kept is the table, and rows that wait."""
         return (self.how, ", ".join(self.on))
 
     def describe(self) -> str:
         """Kind, key and condition."""
-        where = "" if self.where is None else f", where {as_expr(self.where).text}"
-        return f"{self.how} join with a broadcast table on {', '.join(self.on)}{where}"
+        return f"{self.how} join with a broadcast table on {', '.join(self.on)}{self._said}"
 
 
 def join_asof(
@@ -137,6 +143,7 @@ def join_asof(
     on: str | Sequence[str],
     how: str,
     tolerance: Duration | None,
+    where: ExprLike | None,
     location: str,
     options: Options,
 ) -> Stream[Any]:
@@ -157,7 +164,9 @@ def join_asof(
     refuse_equal_names(left, right, keys, location)
     left, right = one_key_type(left, right, keys, location)
     ports = [Port(left._taps, "hash", tuple(keys)), Port(right._taps, "hash", tuple(keys))]
-    return left._made(AsOfLogic(tuple(keys), how, tolerance_ns, location), ports, location, options)
+    functions = left._pipeline.functions
+    logic = AsOfLogic(tuple(keys), how, tolerance_ns, where, functions, location)
+    return left._made(logic, ports, location, options)
 
 
 def join_broadcast(

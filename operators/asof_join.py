@@ -4,7 +4,8 @@ A right row is the version of its key from its own event time on, until the next
 waits until the watermark has passed it and goes on with the newest version that is not younger,
 `_time` being its own. Of versions of one instant the same one always wins, by content and not by
 arrival. Rows at or behind the watermark are late. Of versions that the watermark has passed only
-the newest of each key is kept, and with a tolerance only for so long.
+the newest of each key is kept, and with a tolerance only for so long. A condition is asked of a
+row and the version that held: where it fails the row has none, not an older one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from penstock.elements.hash import hash_arrays, refuse_unhashable
 from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX
 
 from .event_times import times_of
+from .join_condition import JoinCondition
+from .join_rows import Mask
 from .join_sides import (
     LATE_RIGHT,
     LEFT,
@@ -51,7 +54,10 @@ class AsOfJoinProcessor(Processor):
         tolerance_ns: int | None = None,
         who: str = "join_asof",
         location: str = "",
+        *,
+        condition: JoinCondition | None = None,
     ) -> None:
+        self._condition = condition
         self._how = checked_how(how, who, location)
         if self._how not in ("inner", "left"):
             raise PlanError(f"{who}: how={how!r}; there are inner and left  {location}".rstrip())
@@ -76,6 +82,8 @@ class AsOfJoinProcessor(Processor):
     def open(self, ctx: ProcessorContext) -> None:
         """Find the rows of the checkpoint."""
         self._ctx = ctx
+        if self._condition is not None:
+            self._condition.open(ctx)
         left, right = (
             WaitingRows(name, self._in[port], self._keys, ctx.state)
             for port, name in enumerate(("left", "right"))
@@ -158,6 +166,11 @@ class AsOfJoinProcessor(Processor):
             age = times_of(left)[rows] - times_of(candidates)[index]
             index[age > self._tolerance_ns] = -1
         found = index >= 0
+        if self._condition is not None and found.any():
+            at = np.flatnonzero(found)
+            true = self._pairs(self._condition, left, candidates, rows[at], index[at])
+            index[at[~true]] = -1
+            found = index >= 0
         if self._how == "inner":
             rows, index, found = rows[found], index[found], found[found]
         if not len(rows):
@@ -167,6 +180,20 @@ class AsOfJoinProcessor(Processor):
         loose = pa.RecordBatch.from_arrays(candidates.columns, schema=nullable)
         theirs = loose.take(pa.array(index, mask=~found))
         self._ctx.collect(self._results.beside(mine, theirs, times_of(mine)))
+
+    @staticmethod
+    def _pairs(
+        condition: JoinCondition,
+        left: pa.RecordBatch,
+        right: pa.RecordBatch,
+        rows: Numbers,
+        versions: Numbers,
+    ) -> Mask:
+        """Whether row `rows[i]` of `left` and row `versions[i]` of `right` are a pair."""
+        mine = left.select(list(condition.reads_left)).take(pa.array(rows))
+        if not condition.right:
+            return condition.holds(mine, mine)
+        return condition.holds(mine, right.select(list(condition.right)).take(pa.array(versions)))
 
     def _content(self, right: pa.RecordBatch, lefts: int) -> Numbers:
         """A fixed order of versions of one instant."""

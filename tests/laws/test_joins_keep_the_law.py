@@ -45,18 +45,23 @@ def test_joins_without_bounds_on_their_results(how: str) -> None:
     assert_same_rows(build, sql(QUERIES[how], **TABLES))
 
 
-def test_versions_by_event_time() -> None:
+@pytest.mark.parametrize("where", [None, "v < w"])
+def test_versions_by_event_time(where: str | None) -> None:
     # Versions of one key and instant would leave the choice open: there are none.
     def build() -> ps.Stream[Any]:
         left, right = sides()
-        return left.join_asof(right, on="k")
+        return left.join_asof(right, on="k", where=where)
 
     expected = sql(
         """SELECT a.id, a.k, a.v, b.id, b.v FROM a
            ASOF LEFT JOIN b ON a.k = b.k AND a.ts >= b.ts""",
         **TABLES,
     )
-    assert_same_rows(build, [(row[1], row[0], *row[2:]) for row in expected])
+    rows = [
+        (k, id, v, *((other, w) if where is None or (w is not None and v < w) else (None, None)))
+        for id, k, v, other, w in expected
+    ]
+    assert_same_rows(build, rows)
 
 
 def test_a_table_that_all_subtasks_hold() -> None:

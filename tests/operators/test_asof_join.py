@@ -15,6 +15,7 @@ from penstock.elements.hash import hash_columns
 from penstock.elements.keygroup import subtask_of
 from penstock.operators.asof_join import AsOfJoinProcessor
 from penstock.operators.event_times import with_time
+from penstock.operators.join_condition import JoinCondition
 from penstock.operators.join_sides import LATE_RIGHT, LEFT, RIGHT
 from penstock.operators.processor import LATE
 from penstock.testing.harness import Harness, batch_of
@@ -32,8 +33,11 @@ def batch(rows: list[Row], port: int) -> pa.RecordBatch:
     return batch_of(R_COLUMNS, [row[:3] for row in rows], [row[3] for row in rows])
 
 
-def harness_of(how: str, tolerance: int | None = None, **more: Any) -> Harness:
-    made = AsOfJoinProcessor(KEYS, how, L_ROWS, R_ROWS, tolerance)
+def harness_of(
+    how: str, tolerance: int | None = None, where: str | None = None, **more: Any
+) -> Harness:
+    condition = None if where is None else JoinCondition(where, L_ROWS, R_ROWS, KEYS)
+    made = AsOfJoinProcessor(KEYS, how, L_ROWS, R_ROWS, tolerance, condition=condition)
     return Harness(made, [L_ROWS, R_ROWS], out_schemas=made.outputs, **more)
 
 
@@ -127,6 +131,37 @@ def test_each_row_gets_the_version_of_its_time(
     assert not +found
     assert driven.rows_behind_watermark == 0
     assert [waiting.rows for waiting in driven.processor._waiting] == [0, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(runs(), st.sampled_from(["inner", "left"]), st.sampled_from([None, 3]))
+def test_a_version_that_fails_the_condition_leaves_the_row_without_one(
+    made: list[Any], how: str, tolerance: int | None
+) -> None:
+    left, right = rows_of(made, LEFT), rows_of(made, RIGHT)
+    driven = drive(harness_of(how, tolerance, "l % 3 <> length(r) AND l % 2 = 0"), made)
+    found = taken(driven)
+    for row, payloads in allowed(how, left, right, tolerance):
+        key = (shown(row[0]), shown(row[1]), row[2])
+        kept = {r if row[2] % 3 != len(r) and row[2] % 2 == 0 else None for r in payloads}
+        options = [(*key, payload, row[3]) for payload in kept or {None}]
+        if how == "inner" and None in {option[3] for option in options}:
+            options = [option for option in options if option[3] is not None and found[option]]
+            if not options:
+                continue
+        chosen = [option for option in options if found[option]]
+        assert len(set(chosen)) == 1, options
+        found[chosen[0]] -= 1
+    assert not +found
+
+
+@pytest.mark.parametrize("where", ["l > 1", "length(r) = 1", "TRUE", "k = 'x'"])
+def test_a_condition_may_read_one_side_or_none(where: str) -> None:
+    driven = harness_of("left", None, where)
+    driven.send(batch([("x", 1.0, "a", 1)], RIGHT), RIGHT)
+    driven.send(batch([("x", 1.0, 1, 2), ("x", 1.0, 2, 3)], LEFT), LEFT).end()
+    expected = ["a" if where != "l > 1" else None, "a"]
+    assert driven.taken()["r"].to_pylist() == expected
 
 
 def test_the_choice_among_versions_of_one_instant_does_not_depend_on_arrival() -> None:
