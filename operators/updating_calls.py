@@ -94,6 +94,7 @@ class UpdatingCalls:
             raise PlanError(
                 f"{who}: {accumulator.text} over an updating stream: rows of it are taken back,"
                 f" and what came before is not known then  {location}".rstrip()
+                + "\n  With a column that says the order:  max_by(x, at), or min_by for the first."
             )
         assert argument is not None
         wanted = (argument, self.aggregation.argument_kinds[argument])
