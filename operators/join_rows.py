@@ -38,6 +38,7 @@ class JoinRows:
     """Rows with `schema`, by `keys`. `whole`: rows can also be found by all of their columns.
 
     `counted`: their matches are kept in state. Without `state` the rows are lost on restart.
+    Rows that are neither are removed by time only: all that `older` gives.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class JoinRows:
         self._earliest = np.zeros(0, np.int64)  # per block; a bound from below
         self._by_key: Chains = new_chains()
         self._by_content: Chains | None = new_chains() if whole else None
-        self._stored = None if state is None else StoredRows(self, name, state, counted)
+        fixed = not (counted or whole)
+        self._stored = None if state is None else StoredRows(self, name, state, counted, fixed)
         if self._stored is not None:
             self._stored.load()
 

@@ -1,4 +1,8 @@
-"""StoredRows: what state holds of the live rows of a join, and what it does not know yet."""
+"""StoredRows: what state holds of the live rows of a join, and what it does not know yet.
+
+Rows that neither change nor are taken back one by one are appended, and expire by their times;
+others are upserted under numbers, several times dearer in time and memory.
+"""
 
 from __future__ import annotations
 
@@ -39,19 +43,24 @@ class LiveRows(Protocol):
 class StoredRows:
     """One table row per row of the join: key and number of the row, then its other columns.
 
+    `fixed` rows have no numbers: they are removed in no other way than all up to some time at once.
+
     The hash keeps the key group of the join's key in its top bits, so rows move with their key;
     below, the number is mixed in, or all rows of a hot key would meet in one cell of an index.
     """
 
-    def __init__(self, live: LiveRows, name: str, state: StateBackend, counted: bool) -> None:
+    def __init__(
+        self, live: LiveRows, name: str, state: StateBackend, counted: bool, fixed: bool
+    ) -> None:
+        assert not (counted and fixed)
         self._live = live
-        self._counted = counted
+        self._counted, self._fixed = counted, fixed
         keys = [live.schema.field(key) for key in live.keys]
         self._others = [f for f in live.fields if f.name not in live.keys]
         extra = [pa.field(ROW_TIME, pa.int64())]
         extra += [pa.field(ROW_MATCHES, pa.int64())] if counted else []
-        self._key_schema = pa.schema([*keys, pa.field(ROW_NUMBER, pa.int64())])
-        self._value_schema = pa.schema([*self._others, *extra])
+        self._key_schema = pa.schema(keys if fixed else [*keys, pa.field(ROW_NUMBER, pa.int64())])
+        self._value_schema = pa.schema(self._others if fixed else [*self._others, *extra])
         self._table = state.table(name, self._key_schema, self._value_schema)
         self._next = 0
         self._numbers = np.zeros(0, np.int64)
@@ -61,14 +70,16 @@ class StoredRows:
 
     def resize(self, capacity: int) -> None:
         """Room for slots below `capacity`."""
-        self._numbers = grown(self._numbers, capacity)
+        if not self._fixed:
+            self._numbers = grown(self._numbers, capacity)
         self._known = grown(self._known, capacity)
         self._dirty = grown(self._dirty, capacity)
 
     def added(self, slots: Numbers) -> None:
         """Rows that state does not have."""
-        self._numbers[slots] = np.arange(self._next, self._next + len(slots))
-        self._next += len(slots)
+        if not self._fixed:
+            self._numbers[slots] = np.arange(self._next, self._next + len(slots))
+            self._next += len(slots)
         self._known[slots] = False
         self._dirty[slots] = True
 
@@ -79,7 +90,10 @@ class StoredRows:
     def removed(self, slots: Numbers) -> None:
         """Called before the rows go."""
         known = slots[self._known[slots]]
-        if len(known):
+        if len(known) and self._fixed:
+            # At once: a row that comes later may be older, where time is the clock's.
+            self._table.expire(int(self._live.times[known].max()) + 1)
+        elif len(known):
             self._gone.append((self._keys(known), self._hashes(known)))
         self._known[slots] = False
         self._dirty[slots] = False
@@ -93,7 +107,12 @@ class StoredRows:
         if len(slots):
             self._dirty[slots] = False
             self._known[slots] = True
-            self._table.upsert(self._keys(slots), self._values(slots), self._hashes(slots))
+            keys, values = self._keys(slots), self._values(slots)
+            if self._fixed:
+                times, hashes = self._live.times[slots], self._live.hashes[slots]
+                self._table.append(keys, values, times, hashes)
+            else:
+                self._table.upsert(keys, values, self._hashes(slots))
 
     def load(self) -> None:
         """Read back what a cut has."""
@@ -105,22 +124,26 @@ class StoredRows:
             rows = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
             typed = [rows.column(key) for key in self._live.keys]
             hashes = hash_arrays(typed, len(keys[0]))
-            slots = self._live.insert(rows, stored.column(ROW_TIME).to_numpy(), hashes)
-            self._numbers[slots] = stored.column(ROW_NUMBER).to_numpy()
+            times = stored.column(TIME_COLUMN if self._fixed else ROW_TIME).to_numpy()
+            slots = self._live.insert(rows, times, hashes)
             if self._counted:
                 self._live.matches[slots] = stored.column(ROW_MATCHES).to_numpy()
             self._known[slots] = True
             self._dirty[slots] = False
-            self._next = max(self._next, int(self._numbers[slots].max(initial=-1)) + 1)
+            if not self._fixed:
+                self._numbers[slots] = stored.column(ROW_NUMBER).to_numpy()
+                self._next = max(self._next, int(self._numbers[slots].max(initial=-1)) + 1)
 
     def _keys(self, slots: Numbers) -> pa.RecordBatch:
         arrays = [self._live.array(key, slots) for key in self._live.keys]
-        numbers = pa.array(np.take(self._numbers, slots))
-        return pa.RecordBatch.from_arrays([*arrays, numbers], schema=self._key_schema)
+        if not self._fixed:
+            arrays.append(pa.array(np.take(self._numbers, slots)))
+        return pa.RecordBatch.from_arrays(arrays, schema=self._key_schema)
 
     def _values(self, slots: Numbers) -> pa.RecordBatch:
         arrays = [self._live.array(field.name, slots) for field in self._others]
-        arrays.append(pa.array(np.take(self._live.times, slots)))
+        if not self._fixed:
+            arrays.append(pa.array(np.take(self._live.times, slots)))
         if self._counted:
             arrays.append(pa.array(np.take(self._live.matches, slots)))
         return pa.RecordBatch.from_arrays(arrays, schema=self._value_schema)

@@ -25,6 +25,11 @@ THREAD_ENVIRONMENT = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     # The allocator inside Polars.
     "_RJEM_MALLOC_CONF": "background_thread:false",
+    # Arrow's allocator gives pages back after 10 ms of its own accord; a batch later they are
+    # wanted again, and the kernel clears each anew.
+    "MIMALLOC_PURGE_DELAY": "1000",
+    # Nor is a batch worth a huge page, all of which would be cleared.
+    "MIMALLOC_ALLOW_THP": "0",
 }
 """Set before exec, since libraries read it when they are loaded (hazard 35)."""
 

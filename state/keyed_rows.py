@@ -112,7 +112,9 @@ class KeyedRows:
         """Forget these keys."""
         slots = self._index.find(hashes, keys)
         slots = slots[slots >= 0]
-        self._kill(np.unique(slots[self._alive[slots]]))
+        # Sorted by hand: NumPy's unique goes by a hash table, far slower for many distinct numbers.
+        gone = np.sort(slots[self._alive[slots]])
+        self._kill(gone[np.flatnonzero(np.diff(gone, prepend=-1))])
 
     def advance(self, time_ns: int) -> None:
         """Event time for the TTL; the first call also dates what was written before it."""

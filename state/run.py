@@ -115,7 +115,7 @@ def _entry(section: Section, offset: int, body: bytes) -> dict[str, Any]:
 
 def _encode(batch: pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
-    options = ipc.IpcWriteOptions(compression="zstd", use_threads=False)
+    options = ipc.IpcWriteOptions(compression="lz4", use_threads=False)
     with ipc.new_stream(sink, batch.schema, options=options) as writer:
         writer.write_batch(batch)
     body: bytes = sink.getvalue().to_pybytes()
