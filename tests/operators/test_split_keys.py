@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable
 from decimal import Decimal
@@ -62,6 +63,18 @@ ITEMS = {
     "joined": "string_agg(DISTINCT s, '')",
     "ratio": "sum(n) / count(*) + count(DISTINCT s)",
 }
+LISTS = {
+    "all": "array_agg(n) FILTER (WHERE b)",
+    "texts": "string_agg(s, '-')",
+    "kinds": "array_agg(DISTINCT s)",
+    "winner": "max_by(s, n)",
+    "line": "regr_slope(n, f)",
+    "about": "approx_count_distinct(n)",
+    "middle": "approx_median(n)",
+    "bits": "bit_or(n)",
+    "opening": "first(n)",
+    "closing": "last(s) FILTER (WHERE b)",
+}
 FLOATS = {"rows": "count(*)", "kinds": "count(DISTINCT f)", "once": "avg(DISTINCT f)"}
 Row = tuple[Any, ...]
 
@@ -79,10 +92,10 @@ timed_steps = st.lists(st.tuples(timed, st.integers(0, 12)), min_size=1, max_siz
 
 
 def canonical(value: Any) -> Any:
-    """NaN equals itself; floats within their last digits; lists of values have no order."""
+    """NaN equals itself; floats within their last digits; hashable."""
     if isinstance(value, float):
         return "nan" if math.isnan(value) else float(f"{value:.9g}") + 0.0
-    return value
+    return tuple(canonical(each) for each in value) if isinstance(value, list) else value
 
 
 def net(tables: list[pa.Table]) -> Counter[Any]:
@@ -393,3 +406,39 @@ def test_a_row_taken_back_too_early_counts_until_it_comes() -> None:
     split.send(rows_of(schema, [("a", 100 + at, 1) for at in range(4)]))
     split.tick(1000)
     assert net(split.given) == Counter({("a", 10, 45): 1})
+
+
+@pytest.mark.parametrize("updating", [False, True])
+def test_lists_sketches_pairs_and_edges_merge_too(updating: bool) -> None:
+    schema = with_time(with_change(COLUMNS) if updating else COLUMNS)
+    items = {name: text for name, text in LISTS.items() if not updating or "ing" not in name}
+    chance = random.Random(3)
+    split = split_of(schema, items, 4, 0)
+    whole = UpdatingAggregateProcessor(["k"], Aggregation(items, schema), schema, None, 0)
+    alone = Harness(whole, [schema], out_schemas={"main": whole.out_schema})
+    seen: list[Row] = []
+    given_alone: list[pa.Table] = []
+    for step in range(5):
+        rows = [
+            (
+                chance.choice("ab"),
+                chance.choice([None, 1, 5, 99, 64]),
+                chance.choice([None, 0.5, 2.5]),
+                None,
+                chance.choice([None, "x", "y"]),
+                chance.choice([None, True, False]),
+            )
+            for _ in range(20)
+        ]
+        seen += rows
+        signed = [(*each, 1) for each in rows]
+        if updating:
+            signed += [(*seen.pop(chance.randrange(len(seen))), -1) for _ in range(5)]
+        times = [100 * step + at for at in range(len(signed))]
+        batch = rows_of(schema, [each if updating else each[:-1] for each in signed], times)
+        split.send(batch)
+        alone.send(batch)
+        given_alone.append(alone.taken())
+        assert net(split.given) == net(given_alone)
+        if step == 2:
+            split.rescale(3, 2)
