@@ -37,13 +37,23 @@ def report(name: str, **figures: Any) -> None:
 class ClockedSource(SourceConnector[Any]):
     """`rate` rows a second and split in ticks of `tick_ms`, each row stamped when it is made.
 
-    `rate=None`: as fast as it is asked. Ends after `seconds`.
+    `rate=None`: as fast as it is asked. Ends after `seconds`. With `scheduled`, a
+    poll gives all ticks that are over, stamped with the time at which each was due: a source that
+    is late adds its lateness to the latency.
     """
 
     name = "clocked"
 
-    def __init__(self, splits: int, rate: int | None, seconds: float, tick_ms: float = 1.0) -> None:
+    def __init__(
+        self,
+        splits: int,
+        rate: int | None,
+        seconds: float,
+        tick_ms: float = 1.0,
+        scheduled: bool = False,
+    ) -> None:
         self._splits = splits
+        self._scheduled = scheduled
         self._rate = rate
         self._seconds = seconds
         self._tick_ms = tick_ms
@@ -59,12 +69,16 @@ class ClockedSource(SourceConnector[Any]):
 
     def reader(self, split: Split, position: Any, ctx: Any) -> SplitReader:
         """A reader whose clock begins now."""
-        return _ClockedReader(self._rate, self._seconds, self._tick_ms, position or 0)
+        clock = (self._rate, self._seconds, self._tick_ms, self._scheduled)
+        return _ClockedReader(*clock, position or 0)
 
 
 class _ClockedReader(SplitReader):
-    def __init__(self, rate: int | None, seconds: float, tick_ms: float, given: int) -> None:
+    def __init__(
+        self, rate: int | None, seconds: float, tick_ms: float, scheduled: bool, given: int
+    ) -> None:
         self._rate = rate
+        self._scheduled = scheduled
         self._start_ns = time.monotonic_ns()
         self._end_ns = self._start_ns + int(seconds * 1e9)
         self._tick_ns = int(tick_ms * 1e6)
@@ -83,10 +97,23 @@ class _ClockedReader(SplitReader):
             return None
         else:
             count = max(1, self._rate * self._tick_ns // 10**9)
+            if self._scheduled:
+                return self._all_due(now_ns, count, limit_rows)
             self._next_ns += self._tick_ns
+        return self._chunk(np.full(count, time.monotonic_ns(), np.int64))
+
+    def _all_due(self, now_ns: int, per_tick: int, limit_rows: int) -> Chunk:
+        """The rows of all ticks that are over, each with the time at which it was due."""
+        over = (now_ns - self._next_ns) // self._tick_ns + 1
+        ticks = max(1, min(over, limit_rows // per_tick))
+        due = self._next_ns + np.arange(ticks, dtype=np.int64) * self._tick_ns
+        self._next_ns += ticks * self._tick_ns
+        return self._chunk(np.repeat(due, per_tick))
+
+    def _chunk(self, made: Any) -> Chunk:
+        count = len(made)
         keys = np.arange(self._given, self._given + count, dtype=np.int64)
         self._given += count
-        made = np.full(count, time.monotonic_ns(), np.int64)
         batch = pa.RecordBatch.from_arrays([pa.array(keys % 10_000), pa.array(made)], schema=SCHEMA)
         return Chunk(batch, self._given)
 
@@ -126,13 +153,18 @@ class LatencySink(Sink):
             np.save(f"{self._path}.npy", np.concatenate(self._latencies))
 
 
-def percentiles_us(folder: str, skip: float = 0.2) -> dict[str, float]:
-    """p50, p99 and p99.9 of all sinks, without the first fifth (warming up)."""
+def latencies_us(folder: str, skip: float = 0.2) -> Any:
+    """The latency of each row in all sinks, without the first fifth of each."""
     parts = []
     for path in sorted(Path(folder).glob("*.npy")):
         values = np.load(path)
         parts.append(values[int(len(values) * skip) :])
-    values = np.concatenate(parts) / 1000
+    return np.concatenate(parts) / 1000
+
+
+def percentiles_us(folder: str, skip: float = 0.2) -> dict[str, float]:
+    """p50, p99 and p99.9 of all sinks, without the first fifth (warming up)."""
+    values = latencies_us(folder, skip)
     return {
         f"p{str(q).rstrip('0').rstrip('.')}_us": round(float(np.percentile(values, q)), 1)
         for q in (50.0, 99.0, 99.9)

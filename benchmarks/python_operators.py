@@ -15,10 +15,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pydantic
 from probe import report
 
 from penstock.operators.batch_processor import batch_function
@@ -143,6 +144,47 @@ class Grouped(KeyedOperator[Bid, High]):
         total = self.total.value + sum(row.price for row in rows)
         self.total.value = total
         return [High(key, total)] if rows[0].price > 90.0 else None
+
+
+class OneForOne(KeyedOperator[Bid, High]):
+    """A running sum: one row out for each row in."""
+
+    total = ValueState(float, default=0.0)
+
+    def process(self, key: int, row: Bid, ctx: Context) -> list[High]:
+        total = self.total.value + row.price
+        self.total.value = total
+        return [High(key, total)]
+
+
+class TupleBid(NamedTuple):
+    auction: int
+    price: float
+
+
+@dataclass(frozen=True)
+class FrozenBid:
+    auction: int
+    price: float
+
+
+class CheckedBid(pydantic.BaseModel):
+    auction: int
+    price: float
+
+
+def read_write(row_class: Any) -> KeyedOperator[Any, Any]:
+    """ReadWrite on rows of another class: what that class costs. Any: attribute rows."""
+
+    class Reads(KeyedOperator[row_class, High]):  # type: ignore[misc,valid-type]
+        total = ValueState(float, default=0.0)
+
+        def process(self, key: int, row: Any, ctx: Context) -> list[High] | None:
+            total = self.total.value + row.price
+            self.total.value = total
+            return [High(key, total)] if row.price > 90.0 else None
+
+    return Reads()
 
 
 def bare_rows(batch: pa.RecordBatch, state: dict[int, float], made: list[High]) -> None:
@@ -276,6 +318,12 @@ def main() -> None:
         "value_state_rare_write": (Running(), data, bare_rows),
         "value_state_read_write": (ReadWrite(), data, bare_rows),
         "value_state_generator": (ReadWriteGenerator(), data, bare_rows),
+        "one_for_one": (OneForOne(), data, bare_rows),
+        "rows_by_attribute": (read_write(Any), data, bare_rows),
+        "rows_named_tuple": (read_write(TupleBid), data, bare_rows),
+        "rows_frozen": (read_write(FrozenBid), data, bare_rows),
+        "rows_pydantic": (read_write(CheckedBid), data, bare_rows),
+        "rows_datetime": (read_write(DatedBid), data, bare_rows),
         "value_state_datetime_timer": (Dated(), data, bare_dates),
         "map_state": (Counting(), data, bare_rows),
         "process_group_of_10": (Grouped(), few, bare_groups),
