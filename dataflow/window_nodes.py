@@ -23,8 +23,8 @@ from penstock.operators.windows.descriptors import (
     Session,
     Tumble,
 )
-from penstock.operators.windows.global_window import GlobalWindowProcessor
 from penstock.operators.windows.sessions import SessionAggregateProcessor
+from penstock.operators.windows.triggered import GlobalWindowProcessor
 from penstock.operators.windows.updating import UpdatingWindowProcessor
 
 from .graph import BuildContext, Columns, Logic

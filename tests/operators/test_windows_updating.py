@@ -15,7 +15,7 @@ from penstock.operators.aggregates import Aggregation
 from penstock.operators.event_times import with_time
 from penstock.operators.processor import LATE
 from penstock.operators.windows import Cumulate, Hop, Tumble, global_window
-from penstock.operators.windows.global_window import GlobalWindowProcessor
+from penstock.operators.windows.triggered import GlobalWindowProcessor
 from penstock.operators.windows.updating import UpdatingWindowProcessor
 from penstock.testing.harness import Harness, batch_of
 
