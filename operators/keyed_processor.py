@@ -7,6 +7,7 @@ raises leaves nothing behind but what it wrote to state before it raised.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -191,6 +192,10 @@ class KeyedProcessor(Processor):
             return
         if not batch.num_rows:
             return
+        # Rows come and go by thousands and are no cycles: the garbage collector would walk those
+        # that wait to be emitted again and again. It is off for one batch at a time.
+        collects = gc.isenabled()
+        gc.disable()
         try:
             if self._grouped:
                 self._run_groups(batch)
@@ -198,6 +203,8 @@ class KeyedProcessor(Processor):
                 self._run_rows(batch)
         finally:
             self._row.leave()
+            if collects:
+                gc.enable()
         self._fire_event_timers(self._ctx.watermark)
 
     def _enter(self, batch: pa.RecordBatch) -> Times | None:

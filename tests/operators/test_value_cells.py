@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.elements.errors import StateError
+from penstock.elements.errors import StateError, UserCodeError
 from penstock.elements.rows import RowCodec
 from penstock.operators.context import Context
 from penstock.operators.declared import Fired, MapState, Timer, ValueState
@@ -187,6 +188,15 @@ def test_timers_read_and_write_the_values_of_their_key() -> None:
     driven.send(orders([(1, ""), (2, ""), (1, "")])).advance(6 * SECOND)
     driven.restart().send(orders([(1, ""), (2, "")], 7)).advance(8 * SECOND)
     assert sorted(texts(driven)) == ["1: 13", "1: 2", "2: 1", "2: 12"]
+
+
+def test_the_garbage_collector_is_on_again_after_a_batch_also_if_a_row_raised() -> None:
+    driven = harness(Several())
+    driven.send(orders([(1, "add")]))
+    assert gc.isenabled()
+    with pytest.raises(UserCodeError):
+        driven.send(orders([(1, "raise")]))
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("write", [True, False], ids=["assigned", "read"])
