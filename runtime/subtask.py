@@ -98,7 +98,9 @@ class Subtask:
         self._chain = Chain(vertex, outputs, by_operator, surroundings, restored.backends)
         head = vertex.operators[0].processor
         self._source = head if isinstance(head, SourceProcessor) else None
-        self._source_rows = min(SOURCE_ROWS_MAX, settings.batch_rows * max(1, len(setup.senders)))
+        # Where nothing leaves the process, no message asks for smaller batches.
+        wanted = settings.batch_rows * len(setup.senders) or SOURCE_ROWS_MAX
+        self._source_rows = min(SOURCE_ROWS_MAX, wanted)
         self._snapshotter = Snapshotter(
             self._store, setup.link, self._groups, setup.clock, self._name
         )
