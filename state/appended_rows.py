@@ -248,11 +248,23 @@ class FrozenAppended:
         """(sorted hashes, keys, values, times), rows of one hash in order of insertion."""
         groups = self.groups[self.rows]
         hashes = self.hashes[groups]
-        order = np.argsort(hashes, kind="stable")
+        order = _order_by_hash(self.hashes, groups)
         rows, groups = self.rows[order], groups[order]
         keys = [column.take(groups) for column in self.keys]
         values = [column.take(rows) for column in self.values]
         return hashes[order], keys, values, self.times[rows]
+
+
+def _order_by_hash(hashes: Hashes, groups: Slots) -> Slots:
+    """A stable order by the hashes of the groups, of which there are fewer than rows."""
+    by_hash = np.argsort(hashes, kind="stable")
+    ascending = hashes[by_hash]
+    rank = np.zeros(len(hashes), np.int64)
+    rank[by_hash[1:]] = np.cumsum(ascending[1:] != ascending[:-1])
+    # One word per row: sorting words is several times faster than a stable order of them.
+    bits = len(groups).bit_length()
+    packed = np.sort((rank[groups] << bits) | np.arange(len(groups)))
+    return packed & ((1 << bits) - 1)
 
 
 def _order_by(groups: Slots, times: Slots) -> Slots:
