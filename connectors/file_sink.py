@@ -91,6 +91,22 @@ class FileSink(Sink):
         """Its folder."""
         return self.path
 
+    def check(self, schema: pa.Schema) -> None:
+        """Refuse folders of columns that are not there, and values that the format cannot hold."""
+        for column in self.partition_by:
+            if column not in schema.names:
+                raise PlanError(
+                    f"FileSink(partition_by=): no column {column!r}\n"
+                    f"  columns: {', '.join(schema.names)}"
+                )
+        nested = [field for field in schema if pa.types.is_nested(field.type)]
+        if self.kind.format == "csv" and nested:
+            raise PlanError(
+                f'FileSink: column "{nested[0].name}" is {nested[0].type}, which CSV cannot hold\n'
+                '  Write format="jsonl" or "parquet", or leave the column out:'
+                f'  .drop("{nested[0].name}")'
+            )
+
     def open(self, ctx: Any) -> None:
         """Make a private staging folder, and take over segments of the restored checkpoint."""
         self._clock = getattr(ctx, "clock", None) or SystemClock()

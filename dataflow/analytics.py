@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from penstock.elements.changelog import HIDDEN
-from penstock.elements.durations import duration_ns
+from penstock.elements.durations import FOREVER, duration_ns
 from penstock.elements.errors import PlanError
 from penstock.elements.signals import TIME_COLUMN
 from penstock.expressions.expression import Expr, ExprLike
@@ -269,7 +269,7 @@ def checked_span(value: Any, who: str, location: str) -> int:
 
 def checked_ttl(value: Any, schema: pa.Schema, who: str, location: str) -> int | None:
     """A TTL in event time, or none."""
-    if value is None:
+    if value is None or value == FOREVER:
         return None
     if TIME_COLUMN not in schema.names:
         raise plan_error(

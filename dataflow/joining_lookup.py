@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from penstock.elements.changelog import HIDDEN
-from penstock.elements.durations import Duration, duration_ns
+from penstock.elements.durations import Duration, ttl_ns
 from penstock.elements.errors import PlanError
 from penstock.operators.error_policy import DEAD_SCHEMA, Fail
 from penstock.operators.lookup_join import LookupJoinProcessor
@@ -91,9 +91,9 @@ def join_lookup(
     keys = check_keys(names, stream._schema, f"{WHO}(on=)", location)
     try:
         schema = declared_schema(returns, WHO)
-        ttl_ns = None if cache_ttl is None else duration_ns(cache_ttl, f"{WHO}(cache_ttl=)")
+        lives_ns = ttl_ns(cache_ttl, f"{WHO}(cache_ttl=)")
     except PlanError as error:
         raise at_line(error, location) from None
-    logic = LookupLogic(function, tuple(keys), how, schema, cache_rows, ttl_ns, location)
+    logic = LookupLogic(function, tuple(keys), how, schema, cache_rows, lives_ns, location)
     check_sendable(function, f"{WHO}({logic.title})", location)
     return stream._then(logic, location, options)

@@ -278,6 +278,10 @@ class Stream(StreamAggregates, StreamJoins, StreamAnalytics, Generic[T]):
                 "Pass an instance of a ps.Sink, such as ps.FileSink(...).",
             )
         check_sendable(sink, type(sink).__name__, location)
+        try:
+            sink.check(self.schema)
+        except PlanError as error:
+            raise at_line(error, location) from None
         options = checked_options(name, parallelism, location)
         node = make_node(SinkLogic(sink), [Port(self._taps)], location, options)
         self._pipeline._add_end(node)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from penstock.elements.changelog import HIDDEN, is_updating
-from penstock.elements.durations import FOREVER, Duration, duration_ns
+from penstock.elements.durations import Duration, duration_ns, ttl_ns
 from penstock.elements.errors import PlanError
 from penstock.operators.aggregate_classes import AggregateItem, item_expr
 from penstock.operators.aggregates import Aggregation
@@ -112,7 +112,7 @@ def aggregated(
     """The updating stream of an aggregate without a window; raises PlanError of the user's line."""
     check_items(items, location)
     try:
-        ttl_ns = None if ttl is None or ttl == FOREVER else duration_ns(ttl, "aggregate(ttl=)")
+        lives_ns = ttl_ns(ttl, "aggregate(ttl=)")
         flush_ns = duration_ns(flush, "aggregate(flush=)")
     except PlanError as error:
         raise at_line(error, location) from None
@@ -125,9 +125,9 @@ def aggregated(
             "ttl=ps.FOREVER     never",
             'or cut rows into windows first:  .window(ps.tumble("1 hour")).aggregate(...)',
         )
-    if (ttl_ns is not None and ttl_ns <= 0) or flush_ns < 0:
+    if (lives_ns is not None and lives_ns <= 0) or flush_ns < 0:
         raise plan_error("aggregate", f"ttl={ttl!r} and flush={flush!r} must be longer", location)
     functions = stream._pipeline.functions
-    logic = UpdatingLogic(keys, tuple(items.items()), ttl_ns, flush_ns, functions, location)
+    logic = UpdatingLogic(keys, tuple(items.items()), lives_ns, flush_ns, functions, location)
     port = Port(stream._taps, "hash" if keys else "none", keys)
     return stream._made(logic, [port], location)

@@ -10,6 +10,8 @@ from .errors import PlanError
 Duration = timedelta | str
 FOREVER = timedelta.max
 """Said where state would otherwise be bounded: `ttl=ps.FOREVER`. Not a number of nanoseconds."""
+DAYS_MAX = 36_525
+"""A hundred years: event times end in 2262, and sums with them have to fit 64 bits."""
 
 _UNITS_NS = {
     "ns": 1,
@@ -42,7 +44,7 @@ def duration_ns(value: Duration, what: str = "duration") -> int:
     """
     if isinstance(value, timedelta):
         micros = (value.days * 86400 + value.seconds) * 1_000_000 + value.microseconds
-        return micros * 1000
+        return _in_range(micros * 1000, value, what)
     if isinstance(value, str):
         total = 0
         at = 0
@@ -58,8 +60,23 @@ def duration_ns(value: Duration, what: str = "duration") -> int:
             total += round(float(number) * scale) if "." in number else int(number) * scale
             at = part.end()
         if at == len(value) and value.strip():
-            return total
+            return _in_range(total, value, what)
     raise PlanError(
         f"{what}: {value!r} is not a duration\n"
         '  Write a timedelta or a number with its unit, such as "5 seconds", "1 hour", "200 ms".'
     )
+
+
+def ttl_ns(value: Duration | None, what: str = "ttl") -> int | None:
+    """Nanoseconds of a bound that may be none at all: None and FOREVER have no number."""
+    return None if value is None or value == FOREVER else duration_ns(value, what)
+
+
+def _in_range(found: int, value: Duration, what: str) -> int:
+    if abs(found) > DAYS_MAX * _UNITS_NS["day"]:
+        text = "ps.FOREVER" if value == FOREVER else repr(value)
+        raise PlanError(
+            f"{what}: {text} is longer than a hundred years\n"
+            "  For state that is never forgotten say  ttl=ps.FOREVER ; other durations have an end."
+        )
+    return found

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Hashable
 from typing import Any, ClassVar, Self
 
-from penstock.elements.durations import Duration, duration_ns
+from penstock.elements.durations import Duration, ttl_ns
 from penstock.elements.errors import PlanError
 from penstock.state.backend import ObjectKind, ObjectState, StateBackend
 
@@ -25,7 +25,7 @@ class KeyedState(KeyedDeclaration):
     _peek: Callable[[Hashable, Any], Any] = UNBOUND
 
     def _describe(self, ttl: Duration | None) -> None:
-        self.ttl_ns = None if ttl is None else duration_ns(ttl, f"{type(self).__name__}(ttl=)")
+        self.ttl_ns = ttl_ns(ttl, f"{type(self).__name__}(ttl=)")
         if self.ttl_ns is not None and self.ttl_ns <= 0:
             raise PlanError(f"{type(self).__name__}(ttl={ttl!r}): a ttl is longer than nothing")
 

@@ -120,8 +120,9 @@ class FirstRowProcessor(Processor):
             first = order[np.unique(slots[order], return_index=True)[1]]
             if len(first):
                 given.append(first)
-                until = FOR_EVER if self._ttl_ns is None else times[first] + self._ttl_ns
-                self._until[slots[first]] = until
+                ttl_ns = FOR_EVER if self._ttl_ns is None else self._ttl_ns
+                # No later than what 64 bits can say: times reach to their end.
+                self._until[slots[first]] = np.minimum(times[first], FOR_EVER - ttl_ns) + ttl_ns
                 self._dirty[slots[first]] = True
             if self._ttl_ns is None:
                 break
@@ -146,7 +147,7 @@ class FirstRowProcessor(Processor):
         # Every row that is still to come lies behind the watermark, and would be given anyway;
         # by arrival also late rows come, so keys are kept for a TTL more.
         slack_ns = 0 if self._by_event_time else self._ttl_ns or 0
-        over: Mask = until + slack_ns <= watermark
+        over: Mask = until <= watermark - slack_ns
         if over.any():
             gone = np.flatnonzero(over)
             self._table.delete(self._slots.batch(gone), self._slots.hashes(gone))

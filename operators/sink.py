@@ -24,6 +24,9 @@ class Sink:
     """Whether it takes updating streams. Its batches then end with `_change`, int8: +1 adds the
     row, -1 takes an equal one back; without it such streams are refused when planning."""
 
+    def check(self, schema: pa.Schema) -> None:
+        """Raise PlanError for columns that it cannot write. Called where the pipeline is built."""
+
     def open(self, ctx: Any) -> None:
         """Connect. Runs in the sink's process, before the first commit or row."""
 

@@ -172,7 +172,7 @@ def global_window(*, trigger: Duration, ttl: Duration) -> GlobalWindow:
 def _calendar(count: int, unit: str, size: Duration, offset: Duration, zone: str) -> Calendar:
     try:
         ZoneInfo(zone)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+    except (ZoneInfoNotFoundError, TypeError, ValueError, OSError) as error:
         raise PlanError(
             f"tumble(timezone={zone!r}): there is no such time zone here\n"
             '  Names are those of the IANA database, such as "Europe/Berlin"; where a machine has'

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -294,3 +295,46 @@ def test_what_cannot_begin_is_refused_at_the_users_line(build: Any, said: str) -
     first = str(refused.value).splitlines()[0]
     assert said in first
     assert "(test_plan_errors.py:" in first
+
+
+@pytest.mark.parametrize("too_long", [ps.FOREVER, timedelta(days=40_000), "900000 hours"])
+def test_spans_that_no_event_time_can_hold_are_refused(too_long: Any) -> None:
+    s = flights(ps.Pipeline("p"))
+    keyed, other = s.key_by("carrier"), s.select("carrier")
+    for build in (
+        lambda: keyed.limit_rate(1, per=too_long),
+        lambda: keyed.window(ps.tumble("1 day"), allowed_lateness=too_long),
+        lambda: s.join(other, on="carrier", within=("0 s", too_long)),
+        lambda: ps.tumble(too_long),
+        lambda: ps.session(too_long),
+    ):
+        with pytest.raises(ps.PlanError, match="is longer than a hundred years"):
+            build()
+
+
+def test_a_ttl_for_ever_can_be_said_wherever_there_is_one() -> None:
+    keyed = flights(ps.Pipeline("p")).key_by("carrier")
+    for stream in (
+        keyed.deduplicate(ttl=ps.FOREVER),
+        keyed.deduplicate(keep="last", ttl=ps.FOREVER),
+        keyed.top(2, by="distance", ttl=ps.FOREVER),
+        keyed.aggregate(n="count(*)", ttl=ps.FOREVER),
+    ):
+        logic: Any = stream._taps[0].node.logic
+        assert logic.ttl_ns is None
+    assert ps.ValueState(int, ttl=ps.FOREVER).ttl_ns is None
+
+
+def test_a_time_zone_that_is_no_name_is_refused() -> None:
+    with pytest.raises(ps.PlanError, match=r"tumble\(timezone=5\): there is no such time zone"):
+        ps.tumble("1 day", timezone=5)  # type: ignore[arg-type]
+
+
+def test_a_file_sink_refuses_columns_it_cannot_write_when_it_is_planned() -> None:
+    s = flights(ps.Pipeline("p"))
+    lists = s.key_by("carrier").window(ps.tumble("1 day")).aggregate(all="array_agg(tail)")
+    text = text_of(lambda: lists.sink(ps.FileSink("out", format="csv")))
+    assert text.startswith('FileSink: column "all" is list<item: string>, which CSV cannot hold')
+    assert '.drop("all")' in text
+    text = text_of(lambda: s.sink(ps.FileSink("out", partition_by=["nope"])))
+    assert text.startswith("FileSink(partition_by=): no column 'nope'  (test_plan_errors.py:0)")

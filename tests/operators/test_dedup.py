@@ -191,3 +191,12 @@ def test_a_sample_of_keys_takes_them_whole_and_about_as_many_as_asked() -> None:
     assert keys_of(KeySampleProcessor(["k"], 0.1, 1, SCHEMA)).keys() != tenth.keys()
     assert not keys_of(KeySampleProcessor(["k"], 0.0, 0, SCHEMA))
     assert len(keys_of(KeySampleProcessor(["k"], 1.0, 0, SCHEMA))) == 4000
+
+
+@pytest.mark.parametrize("by_event_time", [True, False])
+def test_a_ttl_that_ends_behind_the_end_of_time_never_ends(by_event_time: bool) -> None:
+    driven = Harness(FirstRowProcessor(["k"], SCHEMA, by_event_time, 2**63 - 10), [SCHEMA])
+    for at in (50, 60, 70):
+        driven.send(as_batch([(1, "", None, at, at)])).advance(at)
+    driven.end()
+    assert [row[3] for row in tuples(driven.taken(), NAMES)] == [50]
