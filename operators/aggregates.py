@@ -35,6 +35,7 @@ from .aggregate_calls import (
     usage,
 )
 from .aggregate_classes import AggregateClass, AggregateItem, checked_class
+from .argument_failures import evaluated
 from .multisets import Multiset
 
 __all__ = ["FUNCTIONS", "AggregateCall", "Aggregation"]
@@ -97,7 +98,7 @@ class Aggregation:
         """The argument columns of a batch of rows."""
         if self.arguments is None:
             return []
-        columns = self.arguments(batch).columns
+        columns = evaluated(self.arguments, batch, self._who, self._location)
         return [*columns, *(pack.pack(columns) for pack in self._packs)]
 
     @property
@@ -109,8 +110,7 @@ class Aggregation:
     def finish(self, calculated: Sequence[pa.Array]) -> list[pa.Array]:
         """The items' columns from those of the calls, in the order of `calls`."""
         batch = pa.RecordBatch.from_arrays(list(calculated), schema=self._calculated)
-        columns: list[pa.Array] = self._finals(batch).columns
-        return columns
+        return evaluated(self._finals, batch, self._who, self._location)
 
 
 class _Reading:
@@ -148,9 +148,8 @@ class _Reading:
         text = render(tree, replace)
         if not seen:
             choice = ", ".join(FUNCTIONS)
-            raise self._fault(
-                f"no aggregate in it; there are {choice}", given, tree.start, tree.end
-            )
+            what = f"{tree.name}() is no aggregate" if tree.kind == "call" else "no aggregate in it"
+            raise self._fault(f"{what}; there are {choice}", given, tree.start, tree.end)
         return Expr(text, given.params)
 
     def _class(self, item: AggregateClass) -> int:

@@ -25,6 +25,8 @@ from penstock.expressions.projection import Projection
 from penstock.expressions.syntax import Node, render
 from penstock.expressions.types import type_text
 
+from .argument_failures import evaluated
+
 FUNCTIONS = ("lag", "lead", "row_number", "count", "sum", "min", "max", "avg", "first", "last")
 _WITHOUT_ARGUMENT = ("row_number", "count")
 ROWS_AWAY_MAX = 10_000
@@ -87,7 +89,9 @@ class OverItems:
 
     def argument_columns(self, batch: pa.RecordBatch) -> list[pa.Array]:
         """The arguments of the calls, for rows of the input."""
-        return [] if self.arguments is None else list(self.arguments(batch).columns)
+        if self.arguments is None:
+            return []
+        return evaluated(self.arguments, batch, self._who, self._location)
 
     def argument_kinds(self) -> list[pa.DataType]:
         """Their types."""
@@ -98,7 +102,8 @@ class OverItems:
     ) -> pa.RecordBatch:
         """Result rows, which may have later times than the rows they are made of."""
         seen = pa.RecordBatch.from_arrays([*rows.columns, *results], schema=self.seen)
-        made = dict(zip(self._finals.schema.names, self._finals(seen).columns, strict=True))
+        finals = evaluated(self._finals, seen, self._who, self._location)
+        made = dict(zip(self._finals.schema.names, finals, strict=True))
         made[TIME_COLUMN] = times
         columns = [
             made[name] if name in made else rows.column(name) for name in self.out_schema.names

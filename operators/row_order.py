@@ -27,6 +27,7 @@ from penstock.expressions.expression import Expr, ExprLike, as_expr
 from penstock.expressions.functions import NONE, Functions
 from penstock.expressions.projection import Projection
 
+from .argument_failures import evaluated
 from .grouping import canonical, ranks
 
 Numbers = npt.NDArray[np.int64]
@@ -50,6 +51,7 @@ class RowOrder:
         items = [piece for each in _listed(by) for piece in _pieces(as_expr(each))]
         if not items:
             raise PlanError(f"{who}: by= names no column  {location}".rstrip())
+        self._who, self._location = who, location
         self.text = ", ".join(f"{e.text}{' desc' if down else ''}" for e, down in items)
         self.descending = tuple(down for _, down in items)
         self._projection = Projection(
@@ -69,8 +71,7 @@ class RowOrder:
 
     def values(self, batch: pa.RecordBatch) -> list[pa.Array]:
         """The columns to sort by; they may be views of the batch."""
-        columns: list[pa.Array] = self._projection(batch).columns
-        return columns
+        return evaluated(self._projection, batch, self._who, self._location)
 
     def sort(self, batch: pa.RecordBatch, groups: Sequence[Numbers]) -> Numbers:
         """Row numbers by group (the first array decides first), then in this order."""

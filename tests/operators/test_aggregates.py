@@ -308,6 +308,7 @@ def test_groups_are_those_of_a_dictionary(seed: int) -> None:
     ("text", "reason"),
     [
         ("i + 1", "no aggregate in it"),
+        ("modus(i)", r"modus\(\) is no aggregate; there are count"),
         ("max(nope)", 'no column "nope"'),
         ("sum(s)", "takes numbers"),
         ("bool_and(i)", "takes booleans"),
