@@ -1,7 +1,7 @@
 """The `_time` column: its field, and how a source computes it from the user's rows.
 
 A date or timestamp of any unit becomes timestamp[ns, UTC]; naive values are UTC. Rows whose time
-is null, out of the range of nanoseconds (years 1677 to 2262) or fails to evaluate are bad rows.
+is null, outside the years 1679 to 2260 or fails to evaluate are bad rows.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ TIME_TYPE = pa.timestamp("ns", "UTC")
 TIME_FIELD = pa.field(TIME_COLUMN, TIME_TYPE, nullable=False)
 
 Times = npt.NDArray[np.int64]
+EARLIEST_NS, LATEST_NS = -9_183_024_000 * 10**9, 9_183_110_400 * 10**9 - 1
+"""1679 to 2260: a year less at both ends than 64 bits can say, so that the ends of windows that
+hold such a row, and its time with a lateness or a TTL, can be said too."""
 _TICKS_NS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
 
 
@@ -64,10 +67,7 @@ def to_times(values: pa.Array) -> tuple[Times, npt.NDArray[np.bool_]]:
         scale = _TICKS_NS[kind.unit]
     # What lies under a null is arbitrary and may be out of range.
     numbers = np.where(usable, fixed_values(values), 0).astype(np.int64)
-    if scale == 1:
-        return numbers, usable
-    limit = (2**63 - 1) // scale
-    in_range = (numbers <= limit) & (numbers >= -limit)
+    in_range = (numbers >= -(-EARLIEST_NS // scale)) & (numbers <= LATEST_NS // scale)
     return np.where(in_range, numbers, 0) * np.int64(scale), usable & in_range
 
 
