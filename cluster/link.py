@@ -116,6 +116,11 @@ class Link:
             self._goodbye.daemon = True
             self._goodbye.start()
 
+    def wait_sent(self) -> None:
+        """After `close`: until what was queued is out, or GOODBYE_S is over. A process that ends
+        sooner takes its last words along."""
+        self._writer.join(GOODBYE_S)
+
     def cut(self, reason: str = "cut by this side") -> None:
         """End it now; what is queued is lost. May be repeated."""
         with self._changed:

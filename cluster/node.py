@@ -173,6 +173,8 @@ class Node:
         if self._membership is not None:
             self._membership.link.close("the node leaves")
         self._agents.end()
+        if self._membership is not None:
+            self._membership.link.wait_sent()
         return self._exit_code
 
     # The loop -----------------------------------------------------------------------------------

@@ -98,3 +98,9 @@ def test_the_changelog_is_of_this_version() -> None:
 def test_no_dead_markers_are_left() -> None:
     markers = re.compile(r"\b(?:TODO|FIXME|XXX)\b")
     assert [str(p) for p in MODULES if markers.search(p.read_text())] == []
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Tests are no package, so one name is one module wherever its file lies."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert sorted(names) == sorted(set(names))
