@@ -56,21 +56,27 @@ def assert_same_rows(
     *,
     float_tolerance: float = FLOAT_TOLERANCE,
     seed: int = 1,
-) -> None:
+) -> int:
     """Run the pipeline of the stream that `build` returns in four ways; each gives `expected`.
 
     PENSTOCK_SAME_ROWS=brief in the environment makes it two: straight, and killed and resumed.
 
     `build` makes a new pipeline at each call. `expected` is a table, dicts, row objects or
     tuples. AssertionError says which way of running differs, and in which rows.
+
+    Returns how often the pipeline ran from its first row to its last, so that what it wrote
+    besides can be counted too: once more for each run that this machine was too busy to disturb.
     """
     straight = _Run(build)
     straight.start(parallelism=1, checkpoint_interval="1 hour").wait(WAIT_S)
     _compare("straight through", straight.table(), expected, float_tolerance)
     rate = max(1.0, straight.rows_in() / RUN_S)
+    whole = 1
     for name, way in _BRIEF if os.environ.get(FORM_VARIABLE) == "brief" else _FULL:
-        run = _in_time(build, rate, way, seed)
+        run, tries = _in_time(build, rate, way, seed)
+        whole += tries
         _compare(name, run.table(), expected, float_tolerance)
+    return whole
 
 
 class _TooQuick(AssertionError):
@@ -82,20 +88,23 @@ def _in_time(
     rate: float,
     way: Callable[[_Run, str, random.Random], None],
     seed: int,
-) -> _Run:
-    """Run one way, again and slower if this machine was too busy to interfere in time."""
-    for left in reversed(range(TRIES)):
+) -> tuple[_Run, int]:
+    """Run one way, again and slower if this machine was too busy to interfere in time.
+
+    Returns the run that was disturbed, and how many it took.
+    """
+    for tries in range(1, TRIES + 1):
         with tempfile.TemporaryDirectory(prefix="penstock-same-rows-") as state_dir:
             run = _Run(build, rate)
             try:
                 way(run, state_dir, random.Random(seed))
             except _TooQuick:
                 run.table()
-                if not left:
+                if tries == TRIES:
                     raise
                 rate /= SLOWER
             else:
-                return run
+                return run, tries
     raise AssertionError("unreachable")
 
 

@@ -22,8 +22,6 @@ from penstock.testing.same_rows import assert_same_rows
 
 EVENTS = events(400)
 TABLE = as_table(EVENTS)
-WAYS = 4
-"""assert_same_rows runs a pipeline so often to its end."""
 
 
 @dataclass
@@ -170,14 +168,14 @@ def test_dead_letters_are_written_exactly_once(where: str, tmp_path: Path) -> No
             return numbers.map(refuse_some).on_error(letters)
         return numbers.select(n="n / (n % 10 - 3) * 0 + n").on_error(letters)
 
-    assert_same_rows(build, [(n,) for n in range(300) if n not in bad])
+    runs = assert_same_rows(build, [(n,) for n in range(300) if n not in bad])
     found = [
         json.loads(line)["raw"]
         for path in (tmp_path / "dead").glob("*.jsonl")
         for line in path.read_text().splitlines()
     ]
     numbers = sorted(int("".join(c for c in raw if c.isdigit())) for raw in found)
-    assert numbers == sorted(bad * WAYS)
+    assert numbers == sorted(bad * runs)
 
 
 def test_expected_rows_of_the_files_are_not_trivial() -> None:
