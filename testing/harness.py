@@ -23,6 +23,7 @@ import pyarrow as pa
 from penstock.elements.clock import ManualClock
 from penstock.elements.keygroup import ALL_GROUPS, owned_groups
 from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX, WATERMARK_MIN
+from penstock.operators.join_sides import LATE_RIGHT
 from penstock.operators.processor import DEAD, LATE, MAIN, Processor
 from penstock.state.backend import BackendFactory, RestoredState, Section, StateBackend
 
@@ -266,7 +267,7 @@ class Harness:
         expected = self._out_schemas.get(output)
         if expected is not None:
             assert batch.schema.equals(expected), f"{output}: {batch.schema} is not {expected}"
-        if TIME_COLUMN in batch.schema.names and output not in (LATE, DEAD):
+        if TIME_COLUMN in batch.schema.names and output not in (LATE, LATE_RIGHT, DEAD):
             times = batch.column(TIME_COLUMN).cast(pa.int64()).to_numpy()
             self.rows_behind_watermark += int((times <= self.sent_watermark).sum())
         self._taken[output].append(owned(batch))
