@@ -32,7 +32,7 @@ def penstock(query: Query, directory: Path, cores: int, check: bool) -> dict[str
 
     def read(name: str) -> Any:
         source = ps.FileSource(str(directory / f"{name}.parquet"))
-        if not query.stateful:
+        if not query.timed:
             # Nothing asks for time, so nobody says what it is.
             return pipeline.source(source)
         return pipeline.source(source, event_time="datetime", out_of_order=OUT_OF_ORDER)
