@@ -18,7 +18,7 @@ import pyarrow as pa
 from penstock.elements.clock import Clock
 from penstock.elements.keygroup import KeyGroupRange
 from penstock.elements.signals import WATERMARK_MIN
-from penstock.state.backend import Section, Snapshot
+from penstock.state.backend import Section, Snapshot, whole_sections
 from penstock.state.run import write_run
 from penstock.state.store import Store
 
@@ -104,7 +104,7 @@ class Snapshotter:
     def _write(self, sealed: SealedSubtask) -> None:
         sections = [watermark_section(i, self._groups, mark) for i, mark in sealed.watermarks]
         for _, snapshot in sealed.operators:
-            sections.extend(snapshot.sections())
+            sections.extend(whole_sections(snapshot))
         body = write_run(sections)
         crc = zlib.crc32(body)
         failpoint("before-upload", self._name)

@@ -23,6 +23,9 @@ import pyarrow as pa
 
 from penstock.elements.keygroup import KeyGroupRange
 
+from .log_history import LogPart
+from .store import Store
+
 Hashes = npt.NDArray[np.uint64]
 ObjectKind = Literal["value", "list", "map"]
 Redistribution = Literal["list", "union", "broadcast"]
@@ -33,24 +36,64 @@ MergeFunction = Literal["sum", "min", "max", "replace"]
 class Section:
     """One piece of sealed state, as it lies in a run.
 
-    `kind` is table, objects, timers or operator. Keyed sections hold a uint64 column `_hash`,
-    sorted, so that a range of key groups is one contiguous slice. `batch` is owned memory.
+    `kind` is table, objects, timers, operator or log. Keyed sections hold a uint64 column `_hash`,
+    sorted, or a uint16 column `_group`, so that a range of key groups is one contiguous slice.
+    `batch` is owned memory.
     `declared` is what a restore must match: key schema, value schema, object kind, and so on.
     """
 
     operator_id: str
     name: str
-    kind: Literal["table", "objects", "timers", "operator"]
+    kind: Literal["table", "objects", "timers", "operator", "log"]
     batch: pa.RecordBatch
     declared: dict[str, Any] = field(default_factory=dict)
+
+
+class SealedLog(Protocol):
+    """One log at a cut. What a checkpoint holds of it is `section()` and `parts`, or what the one
+    who writes the checkpoint makes of these and tells `stored`."""
+
+    operator_id: str
+    name: str
+    parts: Sequence[LogPart]
+    """Earlier rows, oldest first: immutable objects that a complete checkpoint names."""
+    merge: range
+    """Places in `parts` that are to be written anew as one part."""
+
+    def section(self) -> Section:
+        """All rows that are not in `parts`, younger than those."""
+        ...
+
+    def stored(self, parts: Sequence[LogPart], written: bool) -> None:
+        """The checkpoint names these parts; `written`: the section's rows are among them."""
+        ...
+
+    def confirm(self) -> None:
+        """The checkpoint is complete. In the operator's thread, as all that follows."""
+        ...
+
+    def discard(self) -> None:
+        """The checkpoint was given up."""
+        ...
 
 
 class Snapshot(Protocol):
     """A consistent view sealed at one barrier; later writes do not show in it."""
 
     def sections(self) -> Sequence[Section]:
-        """Build the sections. Safe in another thread; runs no per-row Python (GIL convoy)."""
+        """Build all sections but those of `logs()`. Safe in another thread; runs no per-row Python
+        (GIL convoy)."""
         ...
+
+    def logs(self) -> Sequence[SealedLog]:
+        """The logs. They build their sections one by one, since these are large."""
+        ...
+
+
+def whole_sections(snapshot: Snapshot) -> list[Section]:
+    """Everything, for a snapshot whose logs have no parts."""
+    assert not any(log.parts for log in snapshot.logs())
+    return [*snapshot.sections(), *(log.section() for log in snapshot.logs())]
 
 
 class Table(ABC):
@@ -133,6 +176,48 @@ class Table(ABC):
     @abstractmethod
     def rows(self) -> int:
         """Live rows."""
+
+
+class AppendLog(ABC):
+    """Rows that an operator keeps itself and only wants back after a restore.
+
+    A checkpoint writes the rows that came since the last one, not all. Rows are never changed or
+    taken back one by one; they are forgotten by time.
+    """
+
+    @abstractmethod
+    def append(
+        self,
+        keys: pa.RecordBatch,
+        values: pa.RecordBatch,
+        times_ns: npt.NDArray[np.int64],
+        hashes: Hashes | None = None,
+        *,
+        owned: bool = False,
+    ) -> None:
+        """Add rows. They are held in memory until a complete checkpoint has them.
+
+        Copies, unless they are `owned`: nobody writes to their memory again, and it is no part of
+        a larger piece. Append in `before_snapshot` what came since: then memory holds little.
+        """
+
+    @abstractmethod
+    def restored(self) -> Iterator[pa.RecordBatch]:
+        """The rows of the restored checkpoint as key + value + `_time` int64 columns, a batch at a
+        time; those of one key in the order in which they were appended. Once, in open().
+
+        `_time` is left out where the declared columns hold one of that name: declaring none of
+        that name saves writing it twice.
+        """
+
+    @abstractmethod
+    def cut(self, before_ns: int) -> None:
+        """Rows appended until now with a time below this are absent from now on."""
+
+    @property
+    @abstractmethod
+    def pending_rows(self) -> int:
+        """Rows in memory: those that no complete checkpoint is known to have."""
 
 
 IMMUTABLE_TYPES = frozenset(
@@ -272,6 +357,10 @@ class StateBackend(ABC):
         """Non-keyed state."""
 
     @abstractmethod
+    def log(self, name: str, key: pa.Schema, value: pa.Schema) -> AppendLog:
+        """Keyed rows that are written once; they move with their key as those of a table do."""
+
+    @abstractmethod
     def seal(self) -> Snapshot:
         """Freeze the present content; the only part that runs in the barrier's turn."""
 
@@ -286,13 +375,16 @@ class RestoredState:
 
     Keyed sections may hold rows of foreign key groups: the backend clips them to `key_groups`.
     `operator_sections` are ordered by old subtask index; the backend deals list items out:
-    item i of the whole sequence goes to subtask i % parallelism.
+    item i of the whole sequence goes to subtask i % parallelism. `parts` are those of its logs,
+    to be clipped as well and read from `store`; rows in sections are younger.
     """
 
     sections: Sequence[Section]
     key_groups: KeyGroupRange
     subtask: int
     parallelism: int
+    parts: Sequence[LogPart] = ()
+    store: Store | None = None
 
 
 class BackendFactory(Protocol):

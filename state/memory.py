@@ -8,6 +8,7 @@ Sealing copies fixed-width columns and pickles changed pages; the rest is shared
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pyarrow as pa
 from penstock.elements.errors import StateError
 
 from .backend import (
+    AppendLog,
     MergeFunction,
     ObjectKind,
     ObjectState,
@@ -29,14 +31,21 @@ from .backend import (
 )
 from .keyed_rows import TableShape
 from .memory_lists import MemoryList, SealedList
+from .memory_log import MemoryLog, SealedMemoryLog, log_declaration
 from .memory_objects import ExpiringObjects, MemoryObjects, SealedObjects
-from .memory_table import MemoryTable, SealedTable, table_declaration
+from .memory_table import MemoryTable, SealedTable, refuse_keys, table_declaration
 from .memory_timers import MemoryTimers, SealedTimers
 
 _State = MemoryTable | MemoryObjects | ExpiringObjects | MemoryTimers | MemoryList
 _Sealed = SealedTable | SealedObjects | SealedTimers | SealedList
 
-_WORDS = {"table": "a table", "objects": "objects", "timers": "timers", "operator": "a list"}
+_WORDS = {
+    "table": "a table",
+    "objects": "objects",
+    "timers": "timers",
+    "operator": "a list",
+    "log": "a log",
+}
 
 
 def memory_backend(operator_id: str, restored: RestoredState) -> StateBackend:
@@ -54,7 +63,7 @@ class MemoryBackend(StateBackend):
         for section in restored.sections:
             assert section.operator_id == operator_id
             self._waiting.setdefault(section.name, []).append(section)
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, _State | MemoryLog] = {}
         self._declared: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def table(
@@ -116,11 +125,29 @@ class MemoryBackend(StateBackend):
         assert isinstance(state, MemoryList)
         return state
 
+    def log(self, name: str, key: pa.Schema, value: pa.Schema) -> AppendLog:
+        def make(sections: Sequence[Section]) -> MemoryLog:
+            parts = [part for part in self._restored.parts if part.name == name]
+            mine = replace(self._restored, parts=parts)
+            log = MemoryLog(self._operator_id, name, key, value, mine)
+            for section in sections:
+                log.restore(section.batch)
+            return log
+
+        refuse_keys(f"{self._operator_id}: log {name}", key)
+        state = self._declare(name, "log", log_declaration(key, value), make)
+        assert isinstance(state, MemoryLog)
+        return state
+
     def seal(self) -> Snapshot:
-        return MemorySnapshot([state.seal() for state in self._states.values()])
+        sealed = [state.seal() for state in self._states.values()]
+        logs = [each for each in sealed if isinstance(each, SealedMemoryLog)]
+        others = [each for each in sealed if not isinstance(each, SealedMemoryLog)]
+        return MemorySnapshot(others, logs)
 
     def undeclared(self) -> list[str]:
-        return sorted(self._waiting)
+        parts = {part.name for part in self._restored.parts}
+        return sorted({*self._waiting, *parts.difference(self._states)})
 
     def _plain_objects(
         self, name: str, kind: ObjectKind, sections: Sequence[Section]
@@ -135,8 +162,8 @@ class MemoryBackend(StateBackend):
         name: str,
         kind: str,
         declared: dict[str, Any],
-        make: Callable[[Sequence[Section]], _State],
-    ) -> _State:
+        make: Callable[[Sequence[Section]], _State | MemoryLog],
+    ) -> _State | MemoryLog:
         before = self._declared.get(name)
         if before is not None:
             if before != (kind, declared):
@@ -173,12 +200,17 @@ class MemoryBackend(StateBackend):
 class MemorySnapshot:
     """All states of one operator at a cut."""
 
-    def __init__(self, sealed: Sequence[_Sealed]) -> None:
+    def __init__(self, sealed: Sequence[_Sealed], logs: Sequence[SealedMemoryLog] = ()) -> None:
         self._sealed = sealed
+        self._logs = logs
 
     def sections(self) -> Sequence[Section]:
-        """Build the sections; safe in another thread."""
+        """Build the sections of all but the logs; safe in another thread."""
         return [sealed.section() for sealed in self._sealed]
+
+    def logs(self) -> Sequence[SealedMemoryLog]:
+        """Those build theirs one by one."""
+        return self._logs
 
 
 def _fits(section: Section, kind: str, declared: dict[str, Any]) -> bool:
@@ -188,12 +220,12 @@ def _fits(section: Section, kind: str, declared: dict[str, Any]) -> bool:
 
 
 def _described(kind: str, declared: dict[str, Any]) -> str:
-    if kind == "table":
+    if kind in ("table", "log"):
         parts = [f"{what} ({_names(declared.get(what, []))})" for what in ("key", "value")]
         merge = declared.get("merge")
         if merge:
             parts.append("merged by " + ", ".join(f"{f}({n})" for n, f in merge.items()))
-        return "a table of " + ", ".join(parts)
+        return f"{_WORDS[kind]} of " + ", ".join(parts)
     detail = declared.get("object") or declared.get("redistribute")
     return f"{_WORDS[kind]} of kind {detail}" if detail else _WORDS[kind]
 

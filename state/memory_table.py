@@ -36,8 +36,7 @@ class MemoryTable(Table):
         self._operator_id = operator_id
         self._name = name
         self._shape = shape
-        for field in shape.key:
-            _refuse_key(shape, field)
+        refuse_keys(shape.title, shape.key)
         self._keyed: KeyedRows | None = None
         self._appended: AppendedRows | None = None
         self._sealed: SealedTable | None = None
@@ -244,11 +243,13 @@ def _columns(schema: pa.Schema) -> list[list[str]]:
     return [[field.name, str(field.type)] for field in schema]
 
 
-def _refuse_key(shape: TableShape, field: pa.Field) -> None:
-    try:
-        refuse_unhashable(field.type)
-    except TypeError as error:
-        raise StateError(f"{shape.title}: key column {field.name}: {error}") from error
+def refuse_keys(title: str, key: pa.Schema) -> None:
+    """StateError for keys that cannot be hashed."""
+    for field in key:
+        try:
+            refuse_unhashable(field.type)
+        except TypeError as error:
+            raise StateError(f"{title}: key column {field.name}: {error}") from error
 
 
 def _undated(rows: int) -> npt.NDArray[np.int64]:

@@ -18,10 +18,10 @@ import pyarrow.ipc as ipc
 
 from penstock.elements.errors import StateError
 from penstock.elements.hash import HASH_VERSION
-from penstock.elements.keygroup import GROUP_SHIFT, KEY_GROUPS, KeyGroupRange
+from penstock.elements.keygroup import KEY_GROUPS, KeyGroupRange
 
 from .backend import Section
-from .clip import HASH_COLUMN, clip_to_groups
+from .clip import clip_to_groups, groups_in
 
 MAGIC = b"PENSRUN1"
 RUN_VERSION = 1
@@ -104,12 +104,9 @@ def _entry(section: Section, offset: int, body: bytes) -> dict[str, Any]:
         "crc32": zlib.crc32(body),
         "rows": section.batch.num_rows,
     }
-    if HASH_COLUMN in section.batch.schema.names:
-        hashes = section.batch.column(HASH_COLUMN).to_numpy()
-        if len(hashes):
-            entry["groups"] = [int(hashes[0]) >> GROUP_SHIFT, (int(hashes[-1]) >> GROUP_SHIFT) + 1]
-        else:
-            entry["groups"] = [0, 0]
+    groups = groups_in(section.batch)
+    if groups is not None:
+        entry["groups"] = [groups.start, groups.stop]
     return entry
 
 

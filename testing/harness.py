@@ -25,7 +25,13 @@ from penstock.elements.keygroup import ALL_GROUPS, owned_groups
 from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX, WATERMARK_MIN
 from penstock.operators.join_sides import LATE_RIGHT
 from penstock.operators.processor import DEAD, LATE, MAIN, Processor
-from penstock.state.backend import BackendFactory, RestoredState, Section, StateBackend
+from penstock.state.backend import (
+    BackendFactory,
+    RestoredState,
+    Section,
+    StateBackend,
+    whole_sections,
+)
 
 SETTLE_S_MAX = 30.0
 """How long a test waits for other threads before it fails."""
@@ -226,7 +232,7 @@ class Harness:
         """Take a checkpoint that is durable but not yet committed; `crash` comes back to it."""
         self.checkpoint_id += 1
         self.processor.before_snapshot(self.checkpoint_id)
-        sections = _through_a_run(list(self.ctx.state.seal().sections()))
+        sections = _through_a_run(whole_sections(self.ctx.state.seal()))
         self._cut = (sections, self.watermark)
         self._cut_sent = self.sent_watermark
         self._settled = {output: len(batches) for output, batches in self._taken.items()}

@@ -11,7 +11,13 @@ import random
 from collections.abc import Callable, Sequence
 
 from penstock.elements.keygroup import owned_groups
-from penstock.state.backend import BackendFactory, RestoredState, Section, StateBackend
+from penstock.state.backend import (
+    BackendFactory,
+    RestoredState,
+    Section,
+    StateBackend,
+    whole_sections,
+)
 from penstock.state.run import read_run, write_run
 
 OPERATOR = "operator-under-test"
@@ -42,7 +48,7 @@ class Fleet:
 
     def seal(self) -> list[bytes]:
         """A cut through all subtasks: one run each."""
-        return [write_run(backend.seal().sections()) for backend in self.backends]
+        return [write_run(whole_sections(backend.seal())) for backend in self.backends]
 
     def restart(self, parallelism: int, runs: Sequence[bytes] | None = None) -> None:
         """Kill all; start `parallelism` new ones from `runs`, or from a cut made now."""
@@ -64,10 +70,10 @@ class Fleet:
 
 def laws() -> dict[str, Law]:
     """Every law by its name."""
-    from . import state_appended, state_objects, state_tables
+    from . import state_appended, state_logs, state_objects, state_tables
 
     found: dict[str, Law] = {}
-    for module in (state_tables, state_appended, state_objects):
+    for module in (state_tables, state_appended, state_logs, state_objects):
         for name, law in vars(module).items():
             if name.startswith("law_"):
                 found[name.removeprefix("law_")] = law

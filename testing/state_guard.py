@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from penstock.elements.errors import StateError
 from penstock.state.backend import (
+    AppendLog,
     MergeFunction,
     ObjectKind,
     ObjectState,
@@ -104,6 +105,9 @@ class GuardedBackend(StateBackend):
 
     def operator_list(self, name: str, redistribute: Redistribution) -> OperatorList:
         return self._inner.operator_list(name, redistribute)
+
+    def log(self, name: str, key: pa.Schema, value: pa.Schema) -> AppendLog:
+        return self._inner.log(name, key, value)
 
     def seal(self) -> Snapshot:
         return self._inner.seal()
