@@ -28,6 +28,8 @@ from penstock.elements.errors import PlanError, SettingsError
 
 from .options import EXIT_FAILED, say
 
+SIGNAL_POLL_S = 0.5
+"""How late it may notice a signal."""
 SECRET_NAME = "secret"
 
 Tls = tuple[str, str, str]
@@ -81,7 +83,9 @@ def controller(
     try:
         serving.start()
         _greet(serving, how)
-        serving.wait()
+        # A signal that comes just before a wait begins does not interrupt it: no wait is long.
+        while not serving.wait(SIGNAL_POLL_S):
+            pass
     except KeyboardInterrupt:
         say("ending job processes; jobs go on when the controller is started again")
         serving.close()

@@ -9,6 +9,7 @@ its text; the thread never dies silently.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import signal
 import threading
@@ -69,6 +70,9 @@ from .messages import (
 from .status_board import StatusBoard
 
 log = logging.getLogger("penstock.controller")
+
+SIGNAL_POLL_S = 0.2
+"""How late a waiting caller may notice a signal."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +168,12 @@ class Controller:
 
     def wait(self, timeout_s: float | None = None) -> Summary:
         """Block until it ends."""
-        if not self._ended.wait(timeout_s):
-            raise TimeoutError(f"{self._plan.name} still runs after {timeout_s} s")
+        left_s = math.inf if timeout_s is None else timeout_s
+        # A signal that comes just before a wait begins does not interrupt it: no wait is long.
+        while not self._ended.wait(min(left_s, SIGNAL_POLL_S)):
+            left_s -= SIGNAL_POLL_S
+            if left_s <= 0:
+                raise TimeoutError(f"{self._plan.name} still runs after {timeout_s} s")
         if self._failure is not None:
             raise self._failure
         assert self._summary is not None
