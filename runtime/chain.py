@@ -19,7 +19,7 @@ from penstock.elements.keygroup import KeyGroupRange
 from penstock.elements.signals import WATERMARK_MAX, WATERMARK_MIN
 from penstock.operators.processor import MAIN
 from penstock.operators.source import SourceProcessor
-from penstock.state.backend import Snapshot, StateBackend
+from penstock.state.backend import SealedLog, Snapshot, StateBackend
 
 from .output import Output, Outputs
 
@@ -115,6 +115,7 @@ class Chain:
         self._source = head if isinstance(head, SourceProcessor) else None
         self._in_flight = [p for p in self._processors if p.holds_watermarks]
         self._ended = -1
+        self._sealed_logs: dict[int, list[SealedLog]] = {}
         self._channels = channels
         self._outputs = outputs
         self._clock = surroundings.clock
@@ -229,7 +230,16 @@ class Chain:
         """Bring everything into state head to tail, then freeze it."""
         for processor in self._processors:
             processor.before_snapshot(checkpoint_id)
-        return [(operator_id, state.seal()) for operator_id, state in self.states]
+        sealed = [(operator_id, state.seal()) for operator_id, state in self.states]
+        logs = [log for _, snapshot in sealed for log in snapshot.logs()]
+        if logs:
+            self._sealed_logs[checkpoint_id] = logs
+        return sealed
+
+    def given_up(self, checkpoint_id: int) -> None:
+        """What was sealed for it is in no checkpoint."""
+        for log in self._sealed_logs.pop(checkpoint_id, ()):
+            log.discard()
 
     def announce(self, now_ns: int) -> None:
         """Repeat a restored source's promise: behind it nobody has heard it in this attempt."""
@@ -242,9 +252,14 @@ class Chain:
         return [(c.operator_id, c.watermark) for c in self.contexts]
 
     def completed(self, checkpoint_id: int) -> None:
-        """What user code sees as the epoch moves on."""
+        """It counts: what user code sees as the epoch moves on, and logs need not write again."""
         for context in self.contexts:
             context.checkpoint_id = checkpoint_id
+        for log in self._sealed_logs.pop(checkpoint_id, ()):
+            log.confirm()
+        # Older ones that were never heard of say no more than this one does.
+        for older in [n for n in self._sealed_logs if n < checkpoint_id]:
+            del self._sealed_logs[older]
 
     def commit(self, checkpoint_id: int) -> None:
         """Publish every cut up to `checkpoint_id`."""

@@ -115,7 +115,7 @@ class CheckpointStore:
         self._settings = settings
         self._token = token
         self._retention = Retention(store, self.log, settings.retained_checkpoints)
-        self._announced: set[str] = set()
+        self._announced: dict[str, int] = {}
         self.run_id = ""
         self.manifest: Manifest | None = None
         """Of the last complete checkpoint: what the next attempt starts from."""
@@ -143,9 +143,12 @@ class CheckpointStore:
         return entry
 
     def announce(self, ack: Acknowledge) -> None:
-        """A subtask has uploaded a run: keep it until its attempt is over (hazard 15)."""
+        """A subtask has uploaded runs: keep them until a checkpoint is complete that may name them,
+        or the attempt is over (hazard 15)."""
+        names = [part.run for part in ack.parts]
         if ack.run is not None and not ack.run.inline:
-            self._announced.add(ack.run.name)
+            names.append(ack.run.name)
+        self._announced.update(dict.fromkeys(names, ack.checkpoint_id))
 
     def attempt_over(self) -> None:
         """Nothing that its subtasks announced will be referred to again."""
@@ -178,6 +181,8 @@ class CheckpointStore:
         self.log.append_checkpoint(attempt, manifest.id, name, manifest.owes)
         failpoint("after-log", "controller")
         self.manifest = manifest
+        # Runs of checkpoints up to this one are named by it, or never will be by any.
+        self._announced = {run: n for run, n in self._announced.items() if n > manifest.id}
         return manifest
 
     def _spill(self, manifest: Manifest) -> Manifest:

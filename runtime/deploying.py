@@ -11,11 +11,12 @@ import msgspec
 from penstock.dataflow.plan import Plan
 from penstock.dataflow.settings import JobSettings
 from penstock.elements.errors import PlanError
+from penstock.elements.keygroup import owned_groups
 from penstock.elements.wire import wire_schema
 
 from .deployment import channels_of, user_surroundings
 from .enumerators import Dealt, Enumerators
-from .manifest import Manifest, finished_vertices, restored_runs
+from .manifest import Manifest, finished_vertices, restored_parts, restored_runs
 from .messages import ChannelSpec, Deploy, SubtaskDeployment, SubtaskKey
 from .slab_sender import schema_fingerprint
 
@@ -94,6 +95,7 @@ class Deployer:
             runs = restored_runs(manifest, vertex) if manifest else []
             for index in range(vertex.parallelism):
                 key = SubtaskKey(vertex.id, index)
+                groups = owned_groups(index, vertex.parallelism)
                 mine = dealt.get(head.id, {}).get(key, [])
                 subtasks.append(
                     SubtaskDeployment(
@@ -104,6 +106,7 @@ class Deployer:
                         no_more_splits=enumerators.no_more(head.id),
                         finished=vertex.id in finished,
                         commit_up_to=manifest.id if manifest else 0,
+                        restored_parts=restored_parts(manifest, vertex, groups) if manifest else [],
                     )
                 )
         return subtasks

@@ -16,13 +16,16 @@ import msgspec
 
 from penstock.dataflow.plan import Plan, Vertex
 from penstock.elements.errors import StateError
-from penstock.elements.keygroup import KEY_GROUPS
+from penstock.elements.keygroup import KEY_GROUPS, KeyGroupRange
+from penstock.state.log_history import LogPart
 from penstock.state.store import Store
 
 from .messages import Acknowledge, RunRef, SubtaskKey
 
 FOLDER = "chk"
 MAGIC = b"PSTKMAN1"
+MAGIC_PARTS = b"PSTKMAN2"
+"""With parts of logs, which readers of version 1 would overlook."""
 INLINE_BYTES_MAX = 4 * 1024 * 1024
 """State carried inside one manifest (hazard 57); the largest pieces above it become objects."""
 _HEAD = struct.Struct("<8sII")
@@ -37,7 +40,7 @@ class OperatorRecord(msgspec.Struct, frozen=True):
 
 
 class SubtaskRecord(msgspec.Struct, frozen=True):
-    """One subtask at the cut. `run` holds the state of all of `operators`."""
+    """One subtask at the cut. `run` and `parts` hold the state of all of `operators`."""
 
     key: SubtaskKey
     operators: list[str]
@@ -46,6 +49,7 @@ class SubtaskRecord(msgspec.Struct, frozen=True):
     finished: bool
     watermark: int
     owes: bool
+    parts: list[LogPart] = []
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -70,8 +74,15 @@ class Manifest(msgspec.Struct, frozen=True):
 
     @property
     def runs(self) -> list[RunRef]:
-        """Every piece of state."""
-        return [record.run for record in self.subtasks if record.run is not None]
+        """Every piece of state, each once: subtasks may share parts of logs."""
+        own = [record.run for record in self.subtasks if record.run is not None]
+        shared = {part.run: part for part in self.parts}
+        return own + [RunRef(part.run, part.size, part.crc) for part in shared.values()]
+
+    @property
+    def parts(self) -> list[LogPart]:
+        """The parts of all logs."""
+        return [part for record in self.subtasks for part in record.parts]
 
 
 _decoder = msgspec.msgpack.Decoder(Manifest)
@@ -90,7 +101,8 @@ def manifest_generation(name: str) -> int:
 def encode_manifest(manifest: Manifest) -> bytes:
     """Magic, checksum, length, msgpack."""
     body = msgspec.msgpack.encode(manifest)
-    return _HEAD.pack(MAGIC, zlib.crc32(body), len(body)) + body
+    magic = MAGIC_PARTS if manifest.parts else MAGIC
+    return _HEAD.pack(magic, zlib.crc32(body), len(body)) + body
 
 
 def decode_manifest(data: bytes, name: str) -> Manifest:
@@ -98,8 +110,9 @@ def decode_manifest(data: bytes, name: str) -> Manifest:
     if len(data) < _HEAD.size or data[:7] != MAGIC[:7]:
         raise StateError(f"{name} is damaged: it does not begin like a manifest")
     magic, crc, length = _HEAD.unpack_from(data)
-    if magic != MAGIC:
-        raise StateError(f"{name} was written in format {magic[7:].decode()!r}, this one reads '1'")
+    if magic not in (MAGIC, MAGIC_PARTS):
+        found = magic[7:].decode()
+        raise StateError(f"{name} was written in format {found!r}, this one reads '1' and '2'")
     body = data[_HEAD.size :]
     if len(body) != length or zlib.crc32(body) != crc:
         raise StateError(f"{name} is damaged: {len(body)} bytes of {length}, or a wrong checksum")
@@ -148,6 +161,7 @@ def manifest_of(
                     finished=ack.finished,
                     watermark=ack.watermark,
                     owes=ack.owes_commit,
+                    parts=ack.parts,
                 )
             )
     return Manifest(
@@ -214,6 +228,13 @@ def restored_runs(manifest: Manifest, vertex: Vertex) -> list[RunRef]:
         for record in manifest.subtasks
         if record.run is not None and wanted.intersection(record.operators)
     ]
+
+
+def restored_parts(manifest: Manifest, vertex: Vertex, groups: KeyGroupRange) -> list[LogPart]:
+    """What logs of this vertex's operators have in `groups`, oldest first."""
+    wanted = {op.id for op in vertex.operators}
+    clipped = [part.clipped(groups) for part in manifest.parts if part.operator_id in wanted]
+    return [part for part in clipped if part is not None]
 
 
 def finished_vertices(manifest: Manifest, plan: Plan) -> set[str]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import msgspec
 
+from penstock.state.log_history import LogPart
+
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 INLINE_STATE_BYTES_MAX = 64 * 1024
 """State up to this size travels inside its acknowledgement; more is written to the store."""
@@ -76,6 +78,8 @@ class SubtaskDeployment(msgspec.Struct, frozen=True):
     """It had finished at the restored cut: it starts in FINISHED (hazard 9)."""
     commit_up_to: int
     """The restored checkpoint id: pending commits up to it are repeated before the first row."""
+    restored_parts: list[LogPart] = []
+    """Rows of its logs that are not in `restored`, clipped to its key groups, oldest first."""
 
 
 # Controller to agent ------------------------------------------------------------------------
@@ -288,6 +292,9 @@ class Acknowledge(msgspec.Struct, frozen=True, tag=True):
     aligned_ms: float
     sealed_ms: float
     bytes: int
+    """What was written for this checkpoint, parts of logs among it."""
+    parts: list[LogPart] = []
+    """Rows of logs that are not in `run`: new objects, and those of earlier checkpoints."""
 
 
 class Decline(msgspec.Struct, frozen=True, tag=True):

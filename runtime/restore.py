@@ -13,6 +13,7 @@ from penstock.dataflow.plan import Vertex
 from penstock.elements.errors import StateError
 from penstock.elements.keygroup import KEY_GROUPS, KeyGroupRange
 from penstock.state.backend import BackendFactory, RestoredState, Section, StateBackend
+from penstock.state.log_history import LogPart
 from penstock.state.run import read_run
 from penstock.state.store import Store
 
@@ -47,8 +48,12 @@ def restore_subtask(
     runs: Sequence[RunRef],
     store: Store,
     factory: BackendFactory,
+    parts: Sequence[LogPart] = (),
 ) -> RestoredSubtask:
-    """Build the backends of subtask `index` of `vertex` out of the old subtasks' runs, in order."""
+    """Build the backends of subtask `index` of `vertex` out of the old subtasks' runs, in order.
+
+    The `parts` of logs are read when their operators ask for the rows.
+    """
     owners = [watermark_owner(spec.id) for spec in vertex.operators]
     wanted = {*owners, *(spec.id for spec in vertex.operators)}
     sections: list[Section] = []
@@ -62,6 +67,8 @@ def restore_subtask(
                 groups,
                 index,
                 vertex.parallelism,
+                [part for part in parts if part.operator_id == spec.id],
+                store,
             ),
         )
         for spec in vertex.operators

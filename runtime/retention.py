@@ -4,7 +4,9 @@
 2. A run stays while a kept manifest names it, while a subtask of this attempt has announced it, and
    until it is old: it may lie between its upload and its acknowledgement.
 3. Runs that only deleted manifests named go at once.
-4. What a newer generation made is never touched: everything that is deleted was listed before the
+4. Parts of logs stay for one checkpoint more: one that is under way while a commit is still on its
+   way to a subtask names what that subtask knows of.
+5. What a newer generation made is never touched: everything that is deleted was listed before the
    log was seen to hold nothing newer.
 Log entries are never deleted (hazard 11).
 """
@@ -79,6 +81,8 @@ class Retention:
         self._retained = retained
         self._age_ns_min = age_ns_min
         self._runs: dict[str, frozenset[str]] = {}
+        self._parts: dict[str, frozenset[str]] = {}
+        self._lingering: frozenset[str] = frozenset()
 
     def collect(self, owed_since: int | None, announced: Iterable[str]) -> list[str]:
         """Delete what may go; returns the names. StateError if the store fails or a kept manifest
@@ -94,7 +98,9 @@ class Retention:
         present = {stored.name for stored in listing.manifests}
         live = set(announced).union(*(self._runs_of(name) for name in names & present))
         retired = retired_manifests(listing, names, self._log.generation)
-        retired_runs = set().union(*(self._runs_if_readable(name) for name in retired))
+        retired_runs = self._lingering.union(*(self._runs_if_readable(name) for name in retired))
+        lingering = frozenset().union(*(self._parts.get(name, frozenset()) for name in retired))
+        live |= lingering
         dead = dead_objects(listing, live, retired_runs, self._age_ns_min)
         if self._log.is_fenced():
             return []
@@ -102,12 +108,15 @@ class Retention:
         for name in (*retired, *dead):
             self._store.delete(name)
             self._runs.pop(name, None)
+            self._parts.pop(name, None)
+        self._lingering = lingering
         return [*retired, *dead]
 
     def _runs_of(self, name: str) -> frozenset[str]:
         if name not in self._runs:
             manifest = decode_manifest(self._store.get(name), name)
             self._runs[name] = frozenset(run.name for run in manifest.runs if not run.inline)
+            self._parts[name] = frozenset(part.run for part in manifest.parts)
         return self._runs[name]
 
     def _runs_if_readable(self, name: str) -> frozenset[str]:

@@ -1,7 +1,8 @@
 """The asynchronous half of a snapshot: build sections, write the run, acknowledge.
 
 One thread per subtask. It runs only Arrow kernels and file writes, which release the GIL. When it
-fails the checkpoint is declined; the subtask goes on, and the next cut carries all state again.
+fails the checkpoint is declined; the subtask goes on, and the next cut carries again all state that
+no complete checkpoint has.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import pyarrow as pa
 from penstock.elements.clock import Clock
 from penstock.elements.keygroup import KeyGroupRange
 from penstock.elements.signals import WATERMARK_MIN
-from penstock.state.backend import Section, Snapshot, whole_sections
+from penstock.state.backend import Section, Snapshot
+from penstock.state.log_history import LogPart
+from penstock.state.log_parts import store_log
 from penstock.state.run import write_run
 from penstock.state.store import Store
 
@@ -104,10 +107,17 @@ class Snapshotter:
     def _write(self, sealed: SealedSubtask) -> None:
         sections = [watermark_section(i, self._groups, mark) for i, mark in sealed.watermarks]
         for _, snapshot in sealed.operators:
-            sections.extend(whole_sections(snapshot))
+            sections.extend(snapshot.sections())
+        failpoint("before-upload", self._name)
+        parts: list[LogPart] = []
+        written = 0
+        for log in [log for _, snapshot in sealed.operators for log in snapshot.logs()]:
+            section, named, size = store_log(self._store, log, self._groups)
+            sections.append(section)
+            parts += named
+            written += size
         body = write_run(sections)
         crc = zlib.crc32(body)
-        failpoint("before-upload", self._name)
         if len(body) <= INLINE_STATE_BYTES_MAX:
             run = RunRef("", len(body), crc, body)
         else:
@@ -125,7 +135,8 @@ class Snapshotter:
                 owes_commit=sealed.owes_commit,
                 aligned_ms=sealed.aligned_ms,
                 sealed_ms=sealed.sealed_ms,
-                bytes=len(body),
+                bytes=len(body) + written,
+                parts=parts,
             )
         )
         failpoint("after-acknowledge", self._name)

@@ -80,7 +80,13 @@ class Subtask:
         )
         self._alignment = Alignment(len(self._gate))
         restored = restore_subtask(
-            vertex, key.index, self._groups, setup.deployment.restored, self._store, memory_backend
+            vertex,
+            key.index,
+            self._groups,
+            setup.deployment.restored,
+            self._store,
+            memory_backend,
+            setup.deployment.restored_parts,
         )
         self._restored_watermarks = restored.watermarks
         self._progress = Progress(len(self._gate), restored.watermarks[0])
@@ -375,6 +381,7 @@ class Subtask:
             if isinstance(command, TriggerCheckpoint):
                 self._trigger(command)
             elif isinstance(command, AbortCheckpoint):
+                self._chain.given_up(command.checkpoint_id)
                 self._align(self._alignment.on_abort(command.checkpoint_id))
                 self._aligning_since_ns = 0
             elif isinstance(command, Commit):

@@ -1,8 +1,9 @@
 """The ledger: a job in which every row is numbered, and a checker that proves each arrived once.
 
 Source splits count 0, 1, 2, …; each row has a key and passes a shuffle, a stateful operator that
-numbers the rows of its key, a second channel, and an exactly-once file sink. A lost, doubled or
-torn row, or a state update applied twice or not at all, breaks one of the two countings.
+numbers the rows of its key, another that keeps them in a log (ledger_book.py), a second channel,
+and an exactly-once file sink. A lost, doubled or torn row, or a state update applied twice or not
+at all, breaks one of the countings.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from penstock.operators.source import (
     Split,
     SplitReader,
 )
+
+from .ledger_book import BookLogic
 
 SCHEMA = pa.schema(
     [
@@ -126,7 +129,8 @@ def ledger(folder: str | os.PathLike[str], splits: int, rows: int, rate: float |
     """The job; its rows appear below `folder`."""
     pipeline = Pipeline("ledger")
     counted = pipeline.source(LedgerSource(splits, rows, rate)).key_by("key").process(CountPerKey())
-    counted.filter("nth > 0").chain_break().sink(FileSink(folder, roll_interval="0 s"))
+    booked = counted._then(BookLogic(KEYS), "the ledger")
+    booked.filter("nth > 0").chain_break().sink(FileSink(folder, roll_interval="0 s"))
     return pipeline
 
 
