@@ -86,6 +86,9 @@ def present(column: pa.Array) -> npt.NDArray[np.bool_]:
 def exact_sum(groups: Groups, values: Numbers, text: str, dtype: type[np.generic]) -> Numbers:
     """Integer sums that are right or raise; `values` are zero where they do not count."""
     values = values.astype(dtype, copy=False)
+    widest = max(abs(int(values.min())), abs(int(values.max())))
+    if widest * len(values) < SAFE_INT_BOUND:
+        return groups.add(values)
     magnitudes = groups.add(np.abs(values.astype(np.float64)))
     totals = groups.add(values)
     if magnitudes.max() < SAFE_INT_BOUND:
@@ -164,15 +167,17 @@ class Sum(Accumulator):
         column = parts[0]
         if pa.types.is_decimal(self.kind):
             return [self._decimals(groups, column)]
-        valid = present(column)
-        values = np.where(valid, fixed_values(column), 0)
+        valid = validity(column)
+        values = fixed_values(column)
+        if valid is not None:
+            values = np.where(valid, values, 0)
         if pa.types.is_floating(self.kind):
             totals = groups.add(values)
         else:
             unsigned = pa.types.is_unsigned_integer(self.kind)
             dtype: Any = np.uint64 if unsigned else np.int64
             totals = exact_sum(groups, values, self.text, dtype)
-        return [fixed_array(self.kind, totals, groups.any(valid))]
+        return [fixed_array(self.kind, totals, None if valid is None else groups.any(valid))]
 
     def _decimals(self, groups: Groups, column: pa.Array) -> pa.Array:
         units = np.abs(column.cast(pa.float64()).fill_null(0.0).to_numpy()) * 10.0**self.kind.scale

@@ -25,6 +25,8 @@ TIME_TYPE = pa.timestamp("ns", "UTC")
 TIME_FIELD = pa.field(TIME_COLUMN, TIME_TYPE, nullable=False)
 
 Times = npt.NDArray[np.int64]
+Usable = npt.NDArray[np.bool_] | None
+"""Which times can be used; None: all."""
 EARLIEST_NS, LATEST_NS = -9_183_024_000 * 10**9, 9_183_110_400 * 10**9 - 1
 """1679 to 2260: a year less at both ends than 64 bits can say, so that the ends of windows that
 hold such a row, and its time with a lateness or a TTL, can be said too."""
@@ -53,22 +55,38 @@ def is_time_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
 
 
-def to_times(values: pa.Array) -> tuple[Times, npt.NDArray[np.bool_]]:
+def to_times(values: pa.Array) -> tuple[Times, Usable]:
     """(nanoseconds, which are usable): nulls and times outside the range are not."""
     kind = values.type
     assert is_time_type(kind)
+    scale = _scale(kind)
+    low, high = -(-EARLIEST_NS // scale), LATEST_NS // scale
+    numbers = fixed_values(values)
     valid = validity(values)
+    if valid is None and _all_within(numbers, low, high):
+        # As nearly always: nothing to look for row by row.
+        wide = numbers.astype(np.int64, copy=False)
+        return (wide if scale == 1 else wide * np.int64(scale)), None
     usable = np.ones(len(values), np.bool_) if valid is None else valid
-    if pa.types.is_date32(kind):
-        scale = 86400 * 10**9
-    elif pa.types.is_date64(kind):
-        scale = 10**6
-    else:
-        scale = _TICKS_NS[kind.unit]
     # What lies under a null is arbitrary and may be out of range.
-    numbers = np.where(usable, fixed_values(values), 0).astype(np.int64)
-    in_range = (numbers >= -(-EARLIEST_NS // scale)) & (numbers <= LATEST_NS // scale)
-    return np.where(in_range, numbers, 0) * np.int64(scale), usable & in_range
+    numbers = np.where(usable, numbers, 0).astype(np.int64)
+    in_range = (numbers >= low) & (numbers <= high)
+    usable = usable & in_range
+    times = np.where(in_range, numbers, 0) * np.int64(scale)
+    return times, None if usable.all() else usable
+
+
+def _scale(kind: pa.DataType) -> int:
+    """Nanoseconds of one tick."""
+    if pa.types.is_date32(kind):
+        return 86400 * 10**9
+    if pa.types.is_date64(kind):
+        return 10**6
+    return _TICKS_NS[kind.unit]
+
+
+def _all_within(numbers: npt.NDArray[Any], low: int, high: int) -> bool:
+    return not len(numbers) or (low <= int(numbers.min()) and int(numbers.max()) <= high)
 
 
 def time_projection(
@@ -98,7 +116,7 @@ def _refuse_other_types(kind: pa.DataType, sql: str, who: str, location: str) ->
 
 def evaluate_rows(
     projection: Projection, batch: pa.RecordBatch
-) -> tuple[list[tuple[Times, npt.NDArray[np.bool_]]], dict[int, str]]:
+) -> tuple[list[tuple[Times, Usable]], dict[int, str]]:
     """Each item's (times, usable), and why single rows failed to evaluate, by row.
 
     A batch that raises is halved until the rows at fault stand alone.
@@ -107,14 +125,19 @@ def evaluate_rows(
         return [to_times(column) for column in projection(batch).columns], {}
     except ExpressionError as error:
         if batch.num_rows == 1:
-            bad = (np.zeros(1, np.int64), np.zeros(1, np.bool_))
+            bad: tuple[Times, Usable] = (np.zeros(1, np.int64), np.zeros(1, np.bool_))
             return [bad for _ in projection.schema], {0: str(error)}
     half = batch.num_rows // 2
     left, left_errors = evaluate_rows(projection, batch.slice(0, half))
     right, right_errors = evaluate_rows(projection, batch.slice(half))
     errors = left_errors | {half + row: text for row, text in right_errors.items()}
     joined: list[Any] = [
-        (np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]]))
+        (np.concatenate([a[0], b[0]]), np.concatenate([_mask(a), _mask(b)]))
         for a, b in zip(left, right, strict=True)
     ]
     return joined, errors
+
+
+def _mask(found: tuple[Times, Usable]) -> npt.NDArray[np.bool_]:
+    times, usable = found
+    return np.ones(len(times), np.bool_) if usable is None else usable

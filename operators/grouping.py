@@ -2,6 +2,7 @@
 
 Nulls are one group, NaNs are one group, and -0.0 is 0.0, as in the key hash. Within a group rows
 keep their order, so the same batches always give the same float sums (hazard 21).
+Numbers and what needs no order are found in one compiled pass (kernels/group_numbers.py).
 """
 
 from __future__ import annotations
@@ -18,21 +19,31 @@ import pyarrow.compute as pc
 
 from penstock.elements.buffers import fixed_dtype, fixed_values
 
+from .kernels.compile import uses_reference
+from .kernels.group_numbers import GREATEST, LEAST, SUM, numbered, reduced
+
 Indices = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 RADIX_GROUPS_MAX = 1 << 16
 """NumPy sorts 16-bit integers by radix, several times faster than wider ones."""
-CODES_MAX = 2**62
-DENSE_SPAN_MAX = 1 << 20
-"""Integers that span less than this are numbered by subtraction instead of by hashing."""
 
 
 @dataclass(frozen=True)
 class Groups:
-    """`codes[i]` is the group of row i; `count` groups; none is empty."""
+    """`codes[i]` is the group of row i; `count` groups; none is empty.
+
+    From `group_rows` they are numbered in the order of their first rows.
+    """
 
     codes: npt.NDArray[Any]
     count: int
+
+    @staticmethod
+    def known(codes: Indices, firsts: Indices, sizes: Indices) -> Groups:
+        """Groups whose first rows and sizes were found with their numbers."""
+        groups = Groups(codes, len(firsts))
+        vars(groups).update(firsts=firsts, sizes=sizes)
+        return groups
 
     @cached_property
     def order(self) -> Indices:
@@ -61,20 +72,41 @@ class Groups:
 
     def add(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The sum of each group; integers wrap around, so bound them first."""
+        if values.dtype.kind in "iu" and values.dtype.itemsize == 8:
+            return self._in_one_pass(values, SUM)
         # Infinities of both signs make NaN, as they should, without a warning.
         with np.errstate(invalid="ignore", over="ignore"):
-            summed: npt.NDArray[Any] = np.add.reduceat(values[self.order], self.starts)
-            return summed
+            return self._ordered(np.add, values)
 
     def reduce(self, function: np.ufunc, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Any binary ufunc over each group."""
-        reduced: npt.NDArray[Any] = function.reduceat(values[self.order], self.starts)
-        return reduced
+        if values.dtype == np.int64 and function in _EXTREMES:
+            return self._in_one_pass(values, _EXTREMES[function])
+        return self._ordered(function, values)
+
+    def _in_one_pass(self, values: npt.NDArray[Any], how: int) -> npt.NDArray[Any]:
+        if self.count == 1 or uses_reference():
+            return self._ordered(_FUNCTIONS[how], values)
+        found = reduced(self.codes, self.count, values.view(np.int64), how)
+        return found.view(values.dtype)
+
+    def _ordered(self, function: np.ufunc, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if self.count == 1 and function in _EXTREMES:
+            # Of many rows at once it is several times faster than of slices of them.
+            return np.atleast_1d(function.reduce(values))
+        ordered = values if self.count == 1 else values[self.order]
+        found: npt.NDArray[Any] = function.reduceat(ordered, self.starts)
+        return found
 
     def any(self, mask: Mask) -> Mask:
         """Whether any row of the group is true."""
-        found: Mask = np.logical_or.reduceat(mask[self.order], self.starts)
+        found = np.zeros(self.count, np.bool_)
+        found[self.codes[mask]] = True
         return found
+
+
+_FUNCTIONS: dict[int, np.ufunc] = {LEAST: np.minimum, GREATEST: np.maximum, SUM: np.add}
+_EXTREMES: dict[np.ufunc, int] = {np.minimum: LEAST, np.maximum: GREATEST}
 
 
 def group_rows(columns: Sequence[pa.Array], rows: int) -> Groups:
@@ -82,44 +114,32 @@ def group_rows(columns: Sequence[pa.Array], rows: int) -> Groups:
     assert rows > 0
     if not columns:
         return Groups(np.zeros(rows, np.int64), 1)
-    codes, span = _codes(columns[0])
-    for column in columns[1:]:
-        further, size = _codes(column)
-        if span * size >= CODES_MAX:
-            codes, span = _dense(codes, span)
-        codes = codes * size + further
-        span *= size
-    codes, span = _dense(codes, span)
-    return Groups(codes, span)
+    return Groups.known(*numbered([_numbers(column) for column in columns]))
 
 
-def _codes(column: pa.Array) -> tuple[Indices, int]:
-    """(a number per row that is equal where values are equal, a bound on the numbers)."""
+def _numbers(column: pa.Array) -> Indices:
+    """A number per row that is equal where values are equal."""
     kind = column.type
     dtype = fixed_dtype(kind)
     if dtype is not None and dtype.kind in "iu" and column.null_count == 0:
         values = fixed_values(column)
-        low, high = int(values.min()), int(values.max())
-        if high - low < DENSE_SPAN_MAX:
-            # Narrow integers are widened first: their differences may not fit them.
-            wide = values if values.dtype.itemsize == 8 else values.astype(np.int64)
-            return (wide - wide.dtype.type(low)).astype(np.int64, copy=False), high - low + 1
+        return values.view(np.int64) if dtype.itemsize == 8 else values.astype(np.int64)
     if pa.types.is_struct(kind):
-        return _struct_codes(column)
+        return _struct_numbers(column)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _list_codes(column)
+        return _list_numbers(column)
     encoded = canonical(column).dictionary_encode(null_encoding="encode")
-    return encoded.indices.to_numpy().astype(np.int64), max(1, len(encoded.dictionary))
+    numbers: Indices = encoded.indices.to_numpy().astype(np.int64)
+    return numbers
 
 
-def _struct_codes(column: pa.Array) -> tuple[Indices, int]:
+def _struct_numbers(column: pa.Array) -> Indices:
     # A null struct and a struct of nulls differ: validity is a field of its own.
     fields = [column.is_valid(), *column.flatten()]
-    groups = group_rows(fields, len(column))
-    return groups.codes, groups.count
+    return group_rows(fields, len(column)).codes
 
 
-def _list_codes(column: pa.Array) -> tuple[Indices, int]:
+def _list_numbers(column: pa.Array) -> Indices:
     # A list is the bytes of the numbers of its values: equal lists are equal bytes.
     values = column.flatten()
     numbers = group_rows([values], len(values)).codes if len(values) else np.zeros(0, np.int64)
@@ -129,7 +149,7 @@ def _list_codes(column: pa.Array) -> tuple[Indices, int]:
     valid = pa.py_buffer(np.packbits(there, bitorder="little"))
     data = pa.py_buffer(np.ascontiguousarray(numbers, np.int64))
     buffers = [valid, pa.py_buffer(offsets * 8), data]
-    return _codes(pa.Array.from_buffers(pa.large_binary(), len(column), buffers))
+    return _numbers(pa.Array.from_buffers(pa.large_binary(), len(column), buffers))
 
 
 def canonical(column: pa.Array) -> pa.Array:
@@ -142,17 +162,6 @@ def canonical(column: pa.Array) -> pa.Array:
     if nans.true_count:
         column = pc.if_else(nans, pa.scalar(float("nan"), column.type), column)
     return pc.add(column, pa.scalar(0, column.type))
-
-
-def _dense(codes: Indices, span: int) -> tuple[Indices, int]:
-    """The same groups without unused numbers."""
-    if span <= max(DENSE_SPAN_MAX // 4, 4 * len(codes)):
-        used = np.zeros(span, np.bool_)
-        used[codes] = True
-        renumbered = np.cumsum(used) - 1
-        return renumbered[codes], int(renumbered[-1]) + 1
-    encoded = pa.array(codes).dictionary_encode()
-    return encoded.indices.to_numpy().astype(np.int64), len(encoded.dictionary)
 
 
 def ranks(column: pa.Array) -> tuple[Indices, Indices]:

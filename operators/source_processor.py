@@ -299,18 +299,21 @@ class ConnectorSourceProcessor(SourceProcessor):
         assert self._times is not None
         results, errors = evaluate_rows(self._times, batch)
         times_ns, usable = results[0]
-        if not usable.all() or errors:
-            keep = usable.copy()
+        if usable is not None or errors:
+            keep = np.ones(batch.num_rows, np.bool_) if usable is None else usable.copy()
             keep[list(errors)] = False
             for row in np.flatnonzero(~keep).tolist():
                 self._reject_row(batch, row, errors.get(row), chunk, split)
             batch, times_ns = batch.filter(pa.array(keep)), times_ns[keep]
-            results = [(values[keep], valid[keep]) for values, valid in results]
+            results = [
+                (values[keep], None if valid is None else valid[keep]) for values, valid in results
+            ]
         batch = pa.RecordBatch.from_arrays(
             [*batch.columns, time_array(times_ns)], schema=self.out_schema
         )
         marks, valid = results[-1]
-        marks = marks[valid]
+        if valid is not None:
+            marks = marks[valid]
         if not len(marks):
             return batch, None
         return batch, self.event_time.strategy.promise(int(marks.max()))
