@@ -27,6 +27,7 @@ from penstock.operators.ranking import (
 from penstock.operators.ranking_windows import RankKind, WindowRankProcessor
 from penstock.operators.rate_limit import KeySampleProcessor, RateLimitProcessor
 from penstock.operators.row_order import RowOrder
+from penstock.operators.thin_out import FirstBy, thins
 from penstock.operators.windows.descriptors import Cumulate, Hop, Tumble
 
 from .graph import BuildContext, Columns, IdentityRule, Logic
@@ -74,6 +75,10 @@ class KeyedRowsLogic(Logic):
             wanted |= columns & frozenset(inputs[0].names)
         return [wanted - HIDDEN]
 
+    def thinned_by(self, schema: pa.Schema) -> tuple[FirstBy, int] | None:
+        """What rows must be among the first of, if others may be left out before an exchange."""
+        return None
+
     def processor(self, inputs: Sequence[pa.Schema], build: BuildContext) -> Processor:
         """For the pruned input."""
         made: Processor = self.make(inputs[0])
@@ -116,6 +121,15 @@ class TopLogic(KeyedRowsLogic):
 
     def reads(self, schema: pa.Schema) -> Columns:
         return self._order(schema).columns_read
+
+    def thinned_by(self, schema: pa.Schema) -> tuple[FirstBy, int] | None:
+        first: FirstBy | None = "last come"
+        if self.by is not None:
+            # An expression that may fail stays where its error is expected.
+            first = self._order(schema).leading_column
+        # With a TTL every row keeps its key alive.
+        thinned = self.ttl_ns is None and first is not None and thins(first, self.count, schema)
+        return (first, self.count) if thinned and first is not None else None
 
     def identity(self) -> tuple[str, ...]:
         return (str(self.count), by_text(self.by), self.rank or "", ", ".join(self.keys))
@@ -169,6 +183,12 @@ class FirstLogic(KeyedRowsLogic):
 
     def make(self, schema: pa.Schema) -> Any:
         return FirstRowProcessor(self.keys, schema, self.by_event_time, self.ttl_ns)
+
+    def thinned_by(self, schema: pa.Schema) -> tuple[FirstBy, int] | None:
+        # With a TTL a row may count that has an earlier one before it.
+        if self.ttl_ns is not None:
+            return None
+        return ((TIME_COLUMN, False) if self.by_event_time else "first come"), 1
 
     def identity(self) -> tuple[str, ...]:
         order = "event_time" if self.by_event_time else "arrival"

@@ -3,7 +3,8 @@
 Only where nobody can tell (hazard 71): partial results must merge into the right one. Of windows
 nobody may read the late rows, which are gone once folded, and no source may fall idle, for time
 would go on over rows that a first phase still holds; aggregates without a window hold nothing.
-The second operator keeps its id and its state either way.
+Of the first rows per key those are left out that cannot be. The second operator keeps its id and
+its state either way.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from penstock.operators.processor import LATE, Processor
+from penstock.operators.thin_out import ThinOutProcessor
 from penstock.operators.two_phase import (
     GlobalAggregateProcessor,
     LocalAggregateProcessor,
@@ -22,13 +24,14 @@ from penstock.operators.updating_aggregate import folded_schema
 from penstock.operators.updating_fold import UpdatingFoldProcessor
 from penstock.operators.windows.descriptors import PaneWindow
 
+from .analytics import KeyedRowsLogic
 from .ends import SourceLogic
 from .graph import Node, topological
 from .pruning import Needs
 from .updating_nodes import UpdatingLogic
 from .window_nodes import WindowLogic
 
-FoldedLogic = WindowLogic | UpdatingLogic
+FoldedLogic = WindowLogic | UpdatingLogic | KeyedRowsLogic
 
 
 def folds_first(node: Node, needs: Needs) -> bool:
@@ -36,6 +39,8 @@ def folds_first(node: Node, needs: Needs) -> bool:
     logic = node.logic
     if isinstance(logic, UpdatingLogic):
         return logic.calls(node.ports[0].schema).foldable
+    if isinstance(logic, KeyedRowsLogic):
+        return logic.thinned_by(node.ports[0].schema) is not None
     return (
         isinstance(logic, WindowLogic)
         and not logic.updating
@@ -55,8 +60,12 @@ def _never_idle(node: Node) -> bool:
 
 def first_phase(
     logic: FoldedLogic, rows: pa.Schema
-) -> LocalAggregateProcessor | UpdatingFoldProcessor:
+) -> LocalAggregateProcessor | UpdatingFoldProcessor | ThinOutProcessor:
     """Folds rows of `rows`, the schema of one feed; leaves it to the second phase what is late."""
+    if isinstance(logic, KeyedRowsLogic):
+        by = logic.thinned_by(rows)
+        assert by is not None
+        return ThinOutProcessor(logic.keys, *by, rows)
     aggregation = logic.aggregation(rows)
     if isinstance(logic, UpdatingLogic):
         return UpdatingFoldProcessor(logic.keys, aggregation, rows, logic.who, logic.location)
@@ -67,6 +76,9 @@ def first_phase(
 
 def second_phase(logic: FoldedLogic, rows: pa.Schema) -> Processor:
     """Gives the results from partials; `rows` is the schema of what was folded."""
+    if isinstance(logic, KeyedRowsLogic):
+        made: Processor = logic.make(rows)
+        return made
     if isinstance(logic, UpdatingLogic):
         return logic.made(rows, partial_input=True)
     return GlobalAggregateProcessor(
@@ -82,6 +94,8 @@ def second_phase(logic: FoldedLogic, rows: pa.Schema) -> Processor:
 
 def partials_of(logic: FoldedLogic, rows: pa.Schema) -> pa.Schema:
     """What crosses the exchange."""
+    if isinstance(logic, KeyedRowsLogic):
+        return rows
     if isinstance(logic, UpdatingLogic):
         return folded_schema(rows, logic.keys, logic.calls(rows))
     return partial_schema(_keys(logic.keys, rows), logic.aggregation(rows))

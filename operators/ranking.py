@@ -43,6 +43,9 @@ class Order(Protocol):
     @property
     def leading(self) -> tuple[pa.DataType, bool] | None: ...
 
+    @property
+    def leading_column(self) -> tuple[str, bool] | None: ...
+
     def values(self, batch: pa.RecordBatch) -> list[pa.Array]: ...
 
     def sort(self, batch: pa.RecordBatch, groups: Sequence[Numbers]) -> Numbers: ...
@@ -53,6 +56,7 @@ class NewestArrival:
 
     columns_read: frozenset[str] = frozenset()
     leading = None
+    leading_column = None
 
     def values(self, batch: pa.RecordBatch) -> list[pa.Array]:
         """Nothing to compare."""

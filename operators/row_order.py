@@ -69,6 +69,12 @@ class RowOrder:
         """Type and direction of what decides first."""
         return self._projection.schema.field(0).type, self.descending[0]
 
+    @property
+    def leading_column(self) -> tuple[str, bool] | None:
+        """What decides first and whether it goes down, if it is a column as it stands."""
+        name = self._projection.expressions[0].column
+        return None if name is None else (name, self.descending[0])
+
     def values(self, batch: pa.RecordBatch) -> list[pa.Array]:
         """The columns to sort by; they may be views of the batch."""
         return evaluated(self._projection, batch, self._who, self._location)

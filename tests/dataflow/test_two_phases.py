@@ -13,6 +13,7 @@ from plan_interpreter import Interpreter
 
 import penstock as ps
 from penstock.operators.processor import MAIN
+from penstock.operators.thin_out import ThinOutProcessor
 from penstock.operators.two_phase import GlobalAggregateProcessor
 
 
@@ -102,3 +103,38 @@ def test_a_hot_key_crosses_once_per_subtask_and_pane() -> None:
     assert [r["n"] for r in found if r["page"] == "hot"] == [900, 900, 900]
     assert crossed["hot"] == 3
     assert crossed["cold 10"] == 1
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_rows_that_cannot_be_first_are_left_out_where_they_are_read(width: int) -> None:
+    kept: list[Any] = [
+        lambda s: s.deduplicate(),
+        lambda s: s.deduplicate(order="arrival"),
+        lambda s: s.deduplicate(keep="last"),
+        lambda s: s.top(3, by="distance desc, carrier"),
+    ]
+    for build in kept:
+        p = ps.Pipeline("p")
+        made = build(flights(p).key_by("carrier"))
+        (made.changes() if "_change" in made._schema.names else made).sink(Keep())
+        first, second = plan_of(p, width).vertices
+        assert first.operators[-1].name == "fold"
+        assert isinstance(first.operators[-1].processor, ThinOutProcessor)
+        assert second.operators[0].name in ("deduplicate", "top")
+
+
+def test_they_cross_where_a_forgotten_key_or_an_expression_may_want_them() -> None:
+    kept: list[Any] = [
+        lambda s: s.deduplicate(ttl="1 hour"),
+        lambda s: s.deduplicate(keep="last", ttl="1 hour"),
+        lambda s: s.top(3, by="distance desc", ttl="1 hour"),
+        lambda s: s.top(3, by="distance * 2 desc"),
+        lambda s: s.top(3, by="tail"),
+        lambda s: s.top(5000, by="distance"),
+    ]
+    for build in kept:
+        p = ps.Pipeline("p")
+        made = build(flights(p).key_by("carrier"))
+        (made.changes() if "_change" in made._schema.names else made).sink(Keep())
+        names = [spec.name for v in plan_of(p, 2).vertices for spec in v.operators]
+        assert "fold" not in names
