@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from penstock.elements.keygroup import KeyGroupRange
 from penstock.elements.signals import WATERMARK_MIN
 
-PARTS_MAX = 8
-"""With more parts than these that are not full, some are merged."""
+MERGED_PARTS_MIN = 4
+"""Fewer neighbours than these are not worth a merge."""
 MERGED_BYTES_MAX = 32 * 1024 * 1024
 """What one merge reads at most: it is decoded in memory, beside the rows of the operator."""
 FULL_BYTES = MERGED_BYTES_MAX // 2
@@ -60,27 +60,32 @@ class LogPart:
         return replace(self, first_group=first, stop_group=stop) if first < stop else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LogSeal:
-    """A log at a cut of the job: `parts`, and the pending rows of appends below `appends`.
+    """A log at a cut of the job: `parts`, and the pending rows of appends [first, appends).
 
     `merge` are the places of the parts to be written anew as one, oldest first.
     """
 
+    first: int
     appends: int
     parts: tuple[LogPart, ...]
     merge: range
 
 
 class LogHistory:
-    """One log of one subtask. Appends are numbered from 0; those below `first` are not pending."""
+    """One log of one subtask. Appends are numbered from 0.
+
+    Those from `first` on are pending; those from `kept` on have to stay in memory: a checkpoint
+    that was sealed before an earlier one was known to be complete may, once it is complete itself,
+    be the only one that is not deleted, and it names no part for them.
+    """
 
     def __init__(self, parts: Iterable[LogPart] = ()) -> None:
-        self.first = 0
-        self.appends = 0
+        self.kept = self.first = self.appends = 0
         self._parts = [(part, 0) for part in parts]  # with the appends before its seal
         self._cuts: list[tuple[int, int]] = []  # (appends before it, time); times descend
-        self._merging: LogSeal | None = None
+        self._undecided: list[LogSeal] = []
 
     def append(self) -> None:
         """Rows have come."""
@@ -100,32 +105,35 @@ class LogHistory:
         return self._cuts[at][1] if at < len(self._cuts) else WATERMARK_MIN
 
     def forget(self, number: int) -> None:
-        """Append `number` is the oldest pending one, and all its rows are cut off."""
-        assert number == self.first < self.appends
-        self.first += 1
+        """Append `number` is the oldest that is kept, and all its rows are cut off."""
+        assert number == self.kept < self.appends
+        self.kept += 1
+        self.first = max(self.first, self.kept)
 
     def seal(self) -> LogSeal:
         """What a checkpoint names and writes."""
         present = [self._with_cuts(part, upto) for part, upto in self._parts]
         parts = tuple(part for part in present if part.high_ns >= part.cut_ns)
-        merge = range(0) if self._merging else to_merge(parts)
-        sealed = LogSeal(self.appends, parts, merge)
-        if merge:
-            self._merging = sealed
+        merge = range(0) if any(s.merge for s in self._undecided) else to_merge(parts)
+        sealed = LogSeal(self.first, self.appends, parts, merge)
+        self._undecided.append(sealed)
         return sealed
 
     def confirm(self, sealed: LogSeal, parts: Sequence[LogPart], written: bool) -> None:
-        """The checkpoint counts. It names `parts`; `written`: the pending rows are among them."""
-        self._merging = None
+        """The checkpoint counts. It names `parts`; `written`: the pending rows are among them.
+
+        Requires: seals are confirmed in their order.
+        """
+        later = self._undecided.index(sealed) + 1
+        self._undecided = self._undecided[later:]
         self._parts = [(part, sealed.appends) for part in parts]
-        if written:
-            self.first = max(self.first, sealed.appends)
-        self._cuts = [cut for cut in self._cuts if cut[0] >= self.first]
+        self.first = max(self.kept, sealed.appends if written else sealed.first)
+        self.kept = max(self.kept, min([self.first, *(s.first for s in self._undecided)]))
+        self._cuts = [cut for cut in self._cuts if cut[0] >= self.kept]
 
     def discard(self, sealed: LogSeal) -> None:
         """The checkpoint came to nothing."""
-        if self._merging is sealed:
-            self._merging = None
+        self._undecided = [other for other in self._undecided if other is not sealed]
 
     def _with_cuts(self, part: LogPart, upto: int) -> LogPart:
         at = bisect_left(self._cuts, upto, key=lambda cut: cut[0])
@@ -137,17 +145,18 @@ class LogHistory:
 def to_merge(parts: Sequence[LogPart]) -> range:
     """Which neighbours to merge: those that are cheapest per part that it saves.
 
-    So each byte is rewritten a few times in the life of a log, however long that is.
+    None of them holds more than half of the result: so what is rewritten comes to lie in a part
+    at least twice as large, and no byte is rewritten more than a few times, however long a log is.
     """
-    if sum(part.bytes < FULL_BYTES for part in parts) <= PARTS_MAX:
-        return range(0)
     best, least = range(0), 0.0
     for start in range(len(parts)):
-        size = 0
+        size = largest = 0
         for at in range(start, len(parts)):
             size += parts[at].bytes
-            if parts[at].bytes >= FULL_BYTES or size > MERGED_BYTES_MAX:
+            largest = max(largest, parts[at].bytes)
+            if largest >= FULL_BYTES or size > MERGED_BYTES_MAX:
                 break
-            if at > start and (not best or size / (at - start) < least):
+            enough = at - start + 1 >= MERGED_PARTS_MIN and 2 * largest <= size
+            if enough and (not best or size / (at - start) < least):
                 best, least = range(start, at + 1), size / (at - start)
     return best

@@ -48,7 +48,7 @@ class MemoryLog(AppendLog):
         self._store = restored.store
         assert self._store is not None or not self._parts
         self._history = LogHistory(self._parts)
-        self._pending: deque[_Appended] = deque()
+        self._kept: deque[_Appended] = deque()
         self._young: list[pa.RecordBatch] = []
         self._is_read = False
 
@@ -57,7 +57,7 @@ class MemoryLog(AppendLog):
         rows = clip_to_groups(batch, self._groups).cast(self._schema)
         if rows.num_rows:
             self._add(rows, owned=False)
-            self._young.append(self._pending[-1].rows)
+            self._young.append(self._kept[-1].rows)
 
     def append(
         self,
@@ -97,21 +97,23 @@ class MemoryLog(AppendLog):
     def cut(self, before_ns: int) -> None:
         history = self._history
         history.cut(before_ns)
-        while self._pending and self._pending[0].high_ns < history.cut_of(history.first):
-            self._pending.popleft()
-            history.forget(history.first)
+        while self._kept and self._kept[0].high_ns < history.cut_of(history.kept):
+            self._kept.popleft()
+            history.forget(history.kept)
 
     @property
     def pending_rows(self) -> int:
-        return sum(chunk.rows.num_rows for chunk in self._pending)
+        return sum(chunk.rows.num_rows for chunk in self._kept)
 
     def seal(self) -> SealedMemoryLog:
         """Freeze what there is."""
-        first = self._history.first
+        history = self._history
         pending = [
-            (chunk.rows, self._history.cut_of(first + at)) for at, chunk in enumerate(self._pending)
+            (chunk.rows, history.cut_of(number))
+            for number, chunk in enumerate(self._kept, history.kept)
+            if number >= history.first
         ]
-        return SealedMemoryLog(self, self._history.seal(), pending)
+        return SealedMemoryLog(self, history.seal(), pending)
 
     def section_of(self, pending: Sequence[tuple[pa.RecordBatch, int]]) -> Section:
         """Pending rows in the order of a run; in any thread."""
@@ -121,10 +123,10 @@ class MemoryLog(AppendLog):
 
     def confirm(self, sealed: LogSeal, parts: Sequence[LogPart], written: bool) -> None:
         """A checkpoint that names `parts` is complete."""
-        first = self._history.first
+        kept = self._history.kept
         self._history.confirm(sealed, parts, written)
-        for _ in range(self._history.first - first):
-            self._pending.popleft()
+        for _ in range(self._history.kept - kept):
+            self._kept.popleft()
 
     def discard(self, sealed: LogSeal) -> None:
         """A checkpoint was given up."""
@@ -134,7 +136,7 @@ class MemoryLog(AppendLog):
         if not owned:
             copies = [pa.concat_arrays([column]) for column in rows.columns]
             rows = pa.RecordBatch.from_arrays(copies, schema=rows.schema)
-        self._pending.append(_Appended(rows, int(rows.column(TIME).to_numpy().max())))
+        self._kept.append(_Appended(rows, int(rows.column(TIME).to_numpy().max())))
         self._history.append()
 
     def _as_declared(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
