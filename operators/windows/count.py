@@ -63,6 +63,8 @@ class CountAggregateProcessor(Processor):
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """Number the rows of each key, give full windows, keep the begun ones."""
+        if not batch.num_rows:
+            return
         folding = self._folding
         keys, times = folding.keys_of(batch), times_of(batch)
         by_key = group_rows(folding.result_keys(keys), batch.num_rows)

@@ -1,10 +1,10 @@
 """The sessions of a window operator in the state backend, as rows that may still be merged.
 
-A row is a stretch of one key: its first and last event time, whether its result was given, and
-partials. Stretches of one session need not be one row. The table's time is when a row must be
-looked at again, so that a watermark touches only the keys whose sessions may be complete. The
-table's key is the hash of the key columns; the columns themselves are values and are compared,
-so null keys and equal hashes are no special case.
+A row is a stretch of one key: its first and last event time, the time since when its values are
+kept, whether its result was given, and partials. Stretches of one session need not be one row. The
+table's time is when a row must be looked at again, so that a watermark touches only the keys whose
+sessions may be complete. The table's key is the hash of the key columns; the columns themselves
+are values and are compared, so null keys and equal hashes are no special case.
 """
 
 from __future__ import annotations
@@ -32,10 +32,15 @@ TRIM_ROWS_MIN = 64 * 1024
 
 @dataclass
 class Stretches:
-    """Partials whose `times` are first event times, with last event times beside them."""
+    """Partials whose `times` are first event times, with last event times beside them.
+
+    Values lie from `since` to the last event time: not from the first, as a late row may reach
+    back to where a session was that is forgotten, and whose values are still there.
+    """
 
     partials: Partials
     lasts: Numbers
+    since: Numbers
     given: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def __len__(self) -> int:
@@ -43,7 +48,8 @@ class Stretches:
 
     def take(self, rows: Numbers) -> Stretches:
         """These rows."""
-        return Stretches(self.partials.take(rows), self.lasts[rows], self.given[rows])
+        partials = self.partials.take(rows)
+        return Stretches(partials, self.lasts[rows], self.since[rows], self.given[rows])
 
 
 def concat_stretches(pieces: Sequence[Stretches]) -> Stretches:
@@ -51,6 +57,7 @@ def concat_stretches(pieces: Sequence[Stretches]) -> Stretches:
     return Stretches(
         concat([piece.partials for piece in pieces]),
         np.concatenate([piece.lasts for piece in pieces]),
+        np.concatenate([piece.since for piece in pieces]),
         np.concatenate([piece.given for piece in pieces]),
     )
 
@@ -80,8 +87,8 @@ class SessionStore:
 
     def __init__(self, folding: Folding, state: StateBackend) -> None:
         self._folding = folding
-        extra = [("__first", pa.int64()), ("__last", pa.int64()), ("__given", pa.bool_())]
-        fields = [*folding.key_schema, *(pa.field(*each) for each in extra)]
+        numbers = [pa.field(name, pa.int64()) for name in ("__first", "__last", "__since")]
+        fields = [*folding.key_schema, *numbers, pa.field("__given", pa.bool_())]
         self._schema = pa.schema([*fields, *folding.value_schema])
         self._table: Table = state.table("sessions", HASH_SCHEMA, self._schema)
         self._sets: list[Table] = []
@@ -107,6 +114,7 @@ class SessionStore:
             *partials.keys,
             pa.array(partials.times),
             pa.array(stretches.lasts),
+            pa.array(stretches.since),
             pa.array(stretches.given),
             *partials.parts,
         ]
@@ -126,18 +134,22 @@ class SessionStore:
         _, found = self._table.probe(_hash_batch(hashes), low, high, hashes)
         return self._read([found])
 
-    def touching(self, keys: list[pa.Array], times_ns: Numbers, gap_ns: int) -> Numbers:
-        """Which rows lie closer than the gap to a stretch that is kept."""
+    def touching(
+        self, keys: list[pa.Array], times_ns: Numbers, gap_ns: int
+    ) -> tuple[Numbers, Numbers]:
+        """(rows that lie closer than the gap to a stretch that is kept, since when that one's
+        values are kept)."""
         hashes = self._folding.hashes(keys, len(times_ns))
         low, high = np.iinfo(np.int64).min, np.iinfo(np.int64).max
         index, found = self._table.probe(_hash_batch(hashes), low, high, hashes)
         if not len(index):
-            return np.zeros(0, np.int64)
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
         times = times_ns[index]
         near = times > fixed_values(found.column("__first")) - gap_ns
         near &= times < fixed_values(found.column("__last")) + gap_ns
         near &= self._same_keys(keys, index, self._keys(found))
-        return np.unique(index[near])
+        rows, at = np.unique(index[near], return_index=True)
+        return rows, fixed_values(found.column("__since"))[near][at]
 
     def _same_keys(
         self, keys: list[pa.Array], index: Numbers, found: list[pa.Array]
@@ -152,10 +164,10 @@ class SessionStore:
 
     # Values ------------------------------------------------------------------------------------
 
-    def add_values(self, at: int, keys: list[pa.Array], firsts: Numbers, values: pa.Array) -> None:
-        """Keep values by the first time of the stretch that their rows are in."""
+    def add_values(self, at: int, keys: list[pa.Array], since: Numbers, values: pa.Array) -> None:
+        """Keep values by the time since when those of the stretch that their rows are in are."""
         ones = pa.array(np.ones(len(values), np.int64))
-        folded = fold_values([pa.array(firsts), *keys], values, ones)
+        folded = fold_values([pa.array(since), *keys], values, ones)
         if not folded.num_rows:
             return
         columns = folded.columns
@@ -169,7 +181,7 @@ class SessionStore:
         keys, firsts = sessions.partials.keys, sessions.partials.times
         for table in self._sets:
             hashes = self._folding.hashes(keys, len(sessions))
-            index, rows = table.probe(_hash_batch(hashes), firsts, sessions.lasts, hashes)
+            index, rows = table.probe(_hash_batch(hashes), sessions.since, sessions.lasts, hashes)
             values = MultisetRows(
                 self._keys(rows), firsts[index], rows.column("__value"), rows.column("__n")
             )
@@ -185,7 +197,7 @@ class SessionStore:
             if table.rows < TRIM_ROWS_MIN + 2 * self._trimmed_rows[at]:
                 continue
             kept = self._read(self._table.scan())
-            oldest = WATERMARK_MAX if kept is None else int(kept.partials.times.min())
+            oldest = WATERMARK_MAX if kept is None else int(kept.since.min())
             table.expire(oldest)
             self._trimmed_rows[at] = table.rows
 
@@ -204,6 +216,7 @@ class SessionStore:
                     [batch.column(name) for name in names],
                 ),
                 fixed_values(batch.column("__last")),
+                fixed_values(batch.column("__since")),
                 fixed_values(batch.column("__given")),
             )
             for batch in batches

@@ -73,18 +73,18 @@ class SessionAggregateProcessor(Processor):
         while batch.num_rows:
             self._spill()
             keys = self._folding.keys_of(batch)
-            near = self._store.touching(keys, times_of(batch), self._gap_ns)
+            near, since = self._store.touching(keys, times_of(batch), self._gap_ns)
             if not len(near):
                 break
             rest = np.ones(batch.num_rows, np.bool_)
             rest[near] = False
-            self._fold(batch.filter(pa.array(~rest)))
+            self._fold(batch.take(pa.array(near)), since)
             batch = batch.filter(pa.array(rest))
         if batch.num_rows:
             self._ctx.count("late", batch.num_rows)
             self._ctx.collect(batch, LATE)
 
-    def _fold(self, batch: pa.RecordBatch) -> None:
+    def _fold(self, batch: pa.RecordBatch, since: Numbers | None = None) -> None:
         if not batch.num_rows:
             return
         folding, times = self._folding, times_of(batch)
@@ -93,12 +93,14 @@ class SessionAggregateProcessor(Processor):
         groups = session_groups(folding.result_keys(keys), times, times, self._gap_ns)
         firsts = groups.reduce(np.minimum, times)
         lasts = groups.reduce(np.maximum, times)
+        kept_at = firsts if since is None else groups.reduce(np.minimum, since)
         partials = folding.from_rows(keys, groups, firsts[groups.codes], arguments, times)
-        self._pending.append(Stretches(partials, lasts, np.zeros(len(lasts), np.bool_)))
+        given = np.zeros(len(lasts), np.bool_)
+        self._pending.append(Stretches(partials, lasts, kept_at, given))
         self._pending_rows += len(lasts)
         for at, multiset in enumerate(folding.aggregation.multisets):
             values = arguments[multiset.argument]
-            self._store.add_values(at, keys, firsts[groups.codes], values)
+            self._store.add_values(at, keys, kept_at[groups.codes], values)
         if self._pending_rows >= PENDING_ROWS_MAX:
             self._spill()
 
@@ -123,7 +125,8 @@ class SessionAggregateProcessor(Processor):
         merged = self._folding.merge_groups(stretches.partials, groups)
         merged.times = groups.reduce(np.minimum, stretches.partials.times)
         lasts = groups.reduce(np.maximum, stretches.lasts)
-        return Stretches(merged, lasts, groups.reduce(np.logical_and, stretches.given))
+        since = groups.reduce(np.minimum, stretches.since)
+        return Stretches(merged, lasts, since, groups.reduce(np.logical_and, stretches.given))
 
     # Time ------------------------------------------------------------------------------------
 

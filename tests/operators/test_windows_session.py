@@ -179,6 +179,14 @@ def test_a_late_row_that_touches_an_open_session_is_not_late() -> None:
     assert [row[1:4] for row in given(driven.end().taken())] == [(5, 30, 3)]
 
 
+def test_a_late_row_that_reaches_back_to_a_forgotten_session_does_not_find_its_values() -> None:
+    driven = driven_by(15)
+    driven.send(batch([("a", 7, 33)])).advance(60)
+    assert [row[1:] for row in given(driven.taken())] == [(33, 48, 1, 7, 1, 7)]
+    driven.send(batch([("a", 8, 47), ("a", 8, 33)])).restart()
+    assert [row[1:] for row in given(driven.end().taken())] == [(33, 62, 2, 16, 1, 8)]
+
+
 def test_a_late_row_within_the_lateness_gives_its_session_again() -> None:
     driven = driven_by(10, lateness=20)
     driven.send(batch([("a", 1, 0)])).advance(9)
