@@ -32,6 +32,33 @@ from penstock.expressions.expression import expr
 from penstock.operators.aggregates import Aggregation
 from penstock.testing.harness import batch_of
 
+SIMPLE = {
+    **{
+        text: text
+        for text in (
+            "count(*)", "count(f)", "count(*) FILTER (WHERE b > 0)", "sum(d)", "sum(h)", "sum(f)",
+            "avg(b)", "avg(h) FILTER (WHERE n > 0)", "avg(f)", "min(n)", "max(n)", "min(f)",
+            "max(f)", "min(s)", "max(s) FILTER (WHERE s < 'b')", "min(d)", "max(b)", "min(_time)",
+            "max(h > 0)", "var_samp(h)", "var_pop(b)", "stddev_samp(b)", "stddev_pop(h)",
+            "bool_and(n > 0)", "bool_or(n > 0) FILTER (WHERE b > 0)",
+        )
+    },
+    "sum(b)": "CAST(sum(b) AS BIGINT)",
+    "sum(n % 1000) FILTER (WHERE b <> 1)": """
+        CAST(sum(n % 1000) FILTER (WHERE b <> 1) AS BIGINT)""",
+    "first(f)": "(array_agg(f ORDER BY _time, f))[1]",
+    "last(n)": "(array_agg(n ORDER BY _time DESC, n DESC NULLS FIRST))[1]",
+}  # fmt: skip
+"""What every stream program asks for: of extremes, NaN, infinities and nulls."""
+EXACT = {
+    "count(DISTINCT n)": "count(DISTINCT n)",
+    "median(b)": "median(b)",
+    "quantile(h, 0.9)": "quantile_cont(h, 0.9)",
+    "quantile(b, 0.25) FILTER (WHERE n > 0)": "quantile_cont(b, 0.25) FILTER (WHERE n > 0)",
+    "median(h) FILTER (WHERE n IS NULL)": "median(h) FILTER (WHERE n IS NULL)",
+    "max(f) + quantile(h, 0)": "max(f) + quantile_cont(h, 0)",
+}
+"""They need every value."""
 NOT_NULL = "FILTER (WHERE s IS NOT NULL AND f IS NOT NULL)"
 MERGEABLE = {
     # Lists are in the order of event time, then of values.
@@ -81,6 +108,9 @@ DISTINCT = {
 }
 
 
+WAYS = [in_a_window, in_two_phases, without_a_window, folded_without_a_window]
+
+
 def named(texts: Any) -> dict[str, str]:
     return {f"x{at}": text for at, text in enumerate(texts)}
 
@@ -89,9 +119,17 @@ def flat(steps: list[list[Row]]) -> list[Row]:
     return list(itertools.chain(*steps))
 
 
-@pytest.mark.parametrize(
-    "way", [in_a_window, in_two_phases, without_a_window, folded_without_a_window]
-)
+@pytest.mark.parametrize("way", WAYS)
+@settings(max_examples=15, deadline=None)
+@given(steps=batches, restart=st.booleans())
+def test_sums_and_extremes_are_what_a_database_says(
+    way: Any, steps: list[list[Row]], restart: bool
+) -> None:
+    found = way(named(SIMPLE), steps, restart)
+    assert found == database(named(SIMPLE.values()), flat(steps))
+
+
+@pytest.mark.parametrize("way", WAYS)
 @settings(max_examples=15, deadline=None)
 @given(steps=batches, restart=st.booleans())
 def test_what_merges_as_columns_is_what_a_database_says(
@@ -105,14 +143,15 @@ def test_what_merges_as_columns_is_what_a_database_says(
 @settings(max_examples=15, deadline=None)
 @given(steps=batches, restart=st.booleans())
 def test_distinct_values_count_once(way: Any, steps: list[list[Row]], restart: bool) -> None:
-    found = way(named(DISTINCT), steps, restart)
-    assert found == database(named(DISTINCT.values()), flat(steps))
+    items = DISTINCT | EXACT
+    found = way(named(items), steps, restart)
+    assert found == database(named(items.values()), flat(steps))
 
 
 BY_VALUE = {
     text: theirs.replace("ORDER BY _time, ", "ORDER BY ")
-    for text, theirs in (MERGEABLE | DISTINCT).items()
-    if not text.startswith(("first", "last"))
+    for text, theirs in (SIMPLE | EXACT | MERGEABLE | DISTINCT).items()
+    if not text.startswith(("first", "last", "min(_time)"))
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -138,6 +139,43 @@ def test_the_automaton_finds_what_a_search_finds(
     for match in found:
         assert rows[match.rows[-1][1]][0] <= match.time_ns
         assert match.time_ns <= max(now, rows[match.rows[0][1]][0] + within)
+
+
+REGULAR = {
+    "a b": "ab",
+    "a b+ c?": "ab+c?",
+    "a{2,3} b": "a{2,3}b",
+    "a{2,} b{2}": "a{2,}b{2}",
+    "a? b c*": "a?bc*",
+    "a+ a b": "a+ab",
+    "a ... b": "a.*?b",
+    "a !b c": "a[^b]*?c",
+    "a+ !b !c a": "a+[^bc]*?a",
+    "a ... b+ ... c": "a.*?b+.*?c",
+    "a ... b? c": "a.*?b?c",
+    "a* b ... c*": "a*b(?:.*?c+)?",
+    "a b* !c": "ab*(?!.*c)",
+}
+"""Patterns and what they are as regular expressions, where a row is one letter."""
+
+
+@given(st.text("abcz", max_size=16), st.sampled_from(sorted(REGULAR)), st.sampled_from(SKIPS))
+@settings(max_examples=200, deadline=None)
+def test_patterns_mean_what_regular_expressions_mean(text: str, pattern: str, skip: Any) -> None:
+    matcher, state = Matcher(parse_pattern(pattern), 1000, skip), KeyRuns()
+    found = []
+    for at, letter in enumerate(text):
+        found += list(matcher.row(state, at, at, letter.__eq__))
+    found += list(matcher.time(state, 2000))
+    regular = re.compile(REGULAR[pattern])
+    if skip == "past last row":
+        spans = [match.span() for match in regular.finditer(text)]
+    else:
+        matches = (regular.match(text, at) for at in range(len(text)))
+        spans = [match.span() for match in matches if match]
+    assert sorted((m.rows[0][1], m.rows[-1][1] + 1) for m in found) == spans
+    for match in found:
+        assert all(text[at] == variable for variable, at in match.rows)
 
 
 # The operator -------------------------------------------------------------------------------------
