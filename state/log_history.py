@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from penstock.elements.keygroup import KeyGroupRange
@@ -73,6 +73,26 @@ class LogSeal:
     merge: range
 
 
+def to_merge(parts: Sequence[LogPart]) -> range:
+    """Which neighbours to merge: those that are cheapest per part that it saves.
+
+    None of them holds more than half of the result: so what is rewritten comes to lie in a part
+    at least twice as large, and no byte is rewritten more than a few times, however long a log is.
+    """
+    best, least = range(0), 0.0
+    for start in range(len(parts)):
+        size = largest = 0
+        for at in range(start, len(parts)):
+            size += parts[at].bytes
+            largest = max(largest, parts[at].bytes)
+            if largest >= FULL_BYTES or size > MERGED_BYTES_MAX:
+                break
+            enough = at - start + 1 >= MERGED_PARTS_MIN and 2 * largest <= size
+            if enough and (not best or size / (at - start) < least):
+                best, least = range(start, at + 1), size / (at - start)
+    return best
+
+
 class LogHistory:
     """One log of one subtask. Appends are numbered from 0.
 
@@ -81,11 +101,17 @@ class LogHistory:
     be the only one that is not deleted, and it names no part for them.
     """
 
-    def __init__(self, parts: Iterable[LogPart] = ()) -> None:
+    def __init__(
+        self,
+        parts: Iterable[LogPart] = (),
+        choose: Callable[[Sequence[LogPart]], range] = to_merge,
+    ) -> None:
+        """`choose` says which parts to merge."""
         self.kept = self.first = self.appends = 0
         self._parts = [(part, 0) for part in parts]  # with the appends before its seal
         self._cuts: list[tuple[int, int]] = []  # (appends before it, time); times descend
         self._undecided: list[LogSeal] = []
+        self._choose = choose
 
     def append(self) -> None:
         """Rows have come."""
@@ -114,7 +140,7 @@ class LogHistory:
         """What a checkpoint names and writes."""
         present = [self._with_cuts(part, upto) for part, upto in self._parts]
         parts = tuple(part for part in present if part.high_ns >= part.cut_ns)
-        merge = range(0) if any(s.merge for s in self._undecided) else to_merge(parts)
+        merge = range(0) if any(s.merge for s in self._undecided) else self._choose(parts)
         sealed = LogSeal(self.first, self.appends, parts, merge)
         self._undecided.append(sealed)
         return sealed
@@ -140,23 +166,3 @@ class LogHistory:
         if at == len(self._cuts) or self._cuts[at][1] <= part.cut_ns:
             return part
         return replace(part, cut_ns=self._cuts[at][1])
-
-
-def to_merge(parts: Sequence[LogPart]) -> range:
-    """Which neighbours to merge: those that are cheapest per part that it saves.
-
-    None of them holds more than half of the result: so what is rewritten comes to lie in a part
-    at least twice as large, and no byte is rewritten more than a few times, however long a log is.
-    """
-    best, least = range(0), 0.0
-    for start in range(len(parts)):
-        size = largest = 0
-        for at in range(start, len(parts)):
-            size += parts[at].bytes
-            largest = max(largest, parts[at].bytes)
-            if largest >= FULL_BYTES or size > MERGED_BYTES_MAX:
-                break
-            enough = at - start + 1 >= MERGED_PARTS_MIN and 2 * largest <= size
-            if enough and (not best or size / (at - start) < least):
-                best, least = range(start, at + 1), size / (at - start)
-    return best

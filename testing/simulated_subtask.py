@@ -1,7 +1,7 @@
 """A subtask for simulations: the real alignment and progress around toy operators.
 
-Sources read their splits, middles count rows and emit one total at the end, sinks stage rows and
-publish them at commit. Channels are queues, commands and events are the protocol's own messages.
+Sources read their splits, middles count rows, log them and emit one total at the end, sinks stage
+rows and publish them at commit. Channels are queues, commands and events are the protocol's own.
 A step does one thing; whoever schedules the steps decides the interleaving.
 """
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.elements.errors import StateError
+from penstock.elements.keygroup import owned_groups
 from penstock.elements.signals import BarrierFlag
 from penstock.runtime.alignment import Alignment, TakeSnapshot
 from penstock.runtime.alignment import Command as AlignmentCommand
@@ -39,6 +40,8 @@ from penstock.runtime.messages import (
 )
 from penstock.runtime.progress import Advance, Ended, Progress
 from penstock.state.store import Store
+
+from .simulated_log import SealedNumbers, SimulatedLog
 
 ROW, WATERMARK, BARRIER, END = "row", "watermark", "barrier", "end"
 Item = tuple[str, Any]
@@ -67,6 +70,7 @@ class _Sealed:
     watermark: int
     seen: dict[str, list[str]]
     owes: bool
+    log: SealedNumbers | None
 
 
 @dataclass
@@ -130,6 +134,11 @@ class SimulatedSubtask:
                     self._state["positions"][split.id] = 0
         elif self.kind == "middle":
             self._state.setdefault("count", 0)
+            groups = owned_groups(self.key.index, len(self.outputs))  # sinks are as many
+            parts, young = self.deployment.restored_parts, self._state.pop("log", [])
+            self._log = SimulatedLog(parts, young, groups, self.around.store)
+            assert len(self._log.rows) == self._state["count"], "rows of the log were lost"
+            assert len(set(self._log.rows)) == len(self._log.rows), "rows of the log came twice"
             self._state.setdefault("flushed", False)
         else:
             self._state.setdefault("pending", {})
@@ -182,6 +191,7 @@ class SimulatedSubtask:
         value, time = row
         if self.kind == "middle":
             self._state["count"] += 1
+            self._log.append(value)
             self._route(value, time, (value, self.key.index, self._state["count"]))
         else:
             self._buffer.append(value)
@@ -231,8 +241,12 @@ class SimulatedSubtask:
             flags = BarrierFlag(command.flags)
             self._follow(self._alignment.on_trigger(command.checkpoint_id, flags))
         elif isinstance(command, AbortCheckpoint):
+            if self.kind == "middle":
+                self._log.discard(command.checkpoint_id)
             self._follow(self._alignment.on_abort(command.checkpoint_id))
         elif isinstance(command, Commit):
+            if self.kind == "middle":
+                self._log.confirm(command.checkpoint_id)
             self._publish(command.checkpoint_id)
         elif isinstance(command, Drain):
             self._drained = True
@@ -255,24 +269,20 @@ class SimulatedSubtask:
         if BarrierFlag.STOP in flags:
             self._paused = True
         owes = bool(self._state.get("pending"))
+        log = self._log.seal(checkpoint_id) if self.kind == "middle" else None
         body = pickle.dumps(self._state)
-        sealed = _Sealed(checkpoint_id, body, self._ended, self._progress.watermark, seen, owes)
-        self._uploads.append(sealed)
+        watermark = self._progress.watermark
+        self._uploads.append(_Sealed(checkpoint_id, body, self._ended, watermark, seen, owes, log))
 
     def _upload(self) -> bool:
         if not self._uploads:
             return False
         sealed = self._uploads.popleft()
-        crc = zlib.crc32(sealed.body)
-        if self.around.rng.random() < self.around.inline:
-            run = RunRef("", len(sealed.body), crc, sealed.body)
-        else:
-            run = RunRef(f"run/{self.around.token()}", len(sealed.body), crc)
-            try:
-                self.around.store.put(run.name, sealed.body)
-            except StateError as error:
-                self.events.append(Decline(sealed.checkpoint_id, str(error)))
-                return True
+        try:
+            run = self._stored(sealed)
+        except StateError as error:
+            self.events.append(Decline(sealed.checkpoint_id, str(error)))
+            return True
         self.events.append(
             Acknowledge(
                 checkpoint_id=sealed.checkpoint_id,
@@ -284,9 +294,23 @@ class SimulatedSubtask:
                 aligned_ms=0,
                 sealed_ms=0,
                 bytes=len(sealed.body),
+                parts=(sealed.log.parts or []) if sealed.log else [],
             )
         )
         return True
+
+    def _stored(self, sealed: _Sealed) -> RunRef:
+        around, body = self.around, sealed.body
+        if sealed.log is not None:
+            self._log.upload(sealed.log, around.token, around.rng.random() < 0.7)
+            if not sealed.log.written:
+                body = pickle.dumps(pickle.loads(body) | {"log": sealed.log.young})
+        crc = zlib.crc32(body)
+        if around.rng.random() < around.inline:
+            return RunRef("", len(body), crc, body)
+        run = RunRef(f"run/{around.token()}", len(body), crc)
+        around.store.put(run.name, body)
+        return run
 
     def _publish(self, checkpoint_id: int) -> None:
         pending: dict[int, list[Any]] = self._state.get("pending", {})

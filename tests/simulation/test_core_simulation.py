@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -9,6 +9,7 @@ from penstock.elements.signals import BarrierFlag, InputStatus
 from penstock.runtime import enumerators, job, log, retention
 from penstock.runtime.alignment import Alignment, Command, TakeSnapshot
 from penstock.runtime.progress import Progress
+from penstock.state.log_history import LogHistory, LogPart, LogSeal
 from penstock.testing.simulated_cores import (
     simulate_alignment,
     simulate_log,
@@ -83,7 +84,23 @@ def test_the_simulation_catches_a_store_that_does_not_sync(monkeypatch: pytest.M
 
 def test_the_simulation_catches_a_greedy_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "kept_checkpoints", lambda line, retained, owed_since: [])
-    assert "cannot be restored" in caught(simulate)
+    found = caught(simulate)
+    assert "cannot be restored" in found or "no such object" in found
+
+
+def test_the_simulation_catches_a_subtask_that_forgets_rows_which_no_checkpoint_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    confirm = LogHistory.confirm
+
+    def all_of_them(
+        self: LogHistory, sealed: LogSeal, parts: Sequence[LogPart], written: bool
+    ) -> None:
+        confirm(self, sealed, parts, written)
+        self.first = self.kept = self.appends
+
+    monkeypatch.setattr(LogHistory, "confirm", all_of_them)
+    assert "rows of the log were lost" in caught(simulate)
 
 
 def test_the_simulation_catches_splits_that_are_dealt_again(
