@@ -11,7 +11,7 @@ Duration = timedelta | str
 FOREVER = timedelta.max
 """Said where state would otherwise be bounded: `ttl=ps.FOREVER`. Not a number of nanoseconds."""
 DAYS_MAX = 36_525
-"""A hundred years: event times end in 2262, and sums with them have to fit 64 bits."""
+"""A hundred years: event times and their sums with durations have to fit 64 bits, 1677 to 2262."""
 
 _UNITS_NS = {
     "ns": 1,

@@ -1,7 +1,7 @@
 """The `_time` column: its field, and how a source computes it from the user's rows.
 
 A date or timestamp of any unit becomes timestamp[ns, UTC]; naive values are UTC. Rows whose time
-is null, outside the years 1679 to 2260 or fails to evaluate are bad rows.
+is null, outside the years 1778 to 2161 or fails to evaluate are bad rows.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ TIME_FIELD = pa.field(TIME_COLUMN, TIME_TYPE, nullable=False)
 Times = npt.NDArray[np.int64]
 Usable = npt.NDArray[np.bool_] | None
 """Which times can be used; None: all."""
-EARLIEST_NS, LATEST_NS = -9_183_024_000 * 10**9, 9_183_110_400 * 10**9 - 1
-"""1679 to 2260: a year less at both ends than 64 bits can say, so that the ends of windows that
-hold such a row, and its time with a lateness or a TTL, can be said too."""
+EARLIEST_NS, LATEST_NS = -6_058_886_400 * 10**9, 6_058_972_800 * 10**9 - 1
+"""1778 to 2161: the longest duration less at both ends than 64 bits can say, so that the ends of
+windows that hold such a row, and its time with a lateness or a TTL, can be said too."""
 _TICKS_NS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
 
 

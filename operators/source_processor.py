@@ -325,7 +325,7 @@ class ConnectorSourceProcessor(SourceProcessor):
         content = batch.slice(row, 1).to_pylist()[0]
         where = f"{chunk.first or split} + {row}" if row or not chunk.first else chunk.first
         if error is None:
-            error = f"event time {self.event_time.time!r} is null or outside the years 1679 to 2260"
+            error = f"event time {self.event_time.time!r} is null or outside the years 1778 to 2161"
         self._rejects.add(json.dumps(content, default=str), error, where)
 
     def _flush_rejects(self) -> None:

@@ -8,18 +8,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from penstock.elements.durations import DAYS_MAX
 from penstock.operators.event_times import EARLIEST_NS, LATEST_NS, to_times
 from penstock.operators.windows.descriptors import tumble
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
-def test_the_years_1679_to_2260_are_event_times_in_every_unit(unit: str) -> None:
+def test_the_years_1778_to_2161_are_event_times_in_every_unit(unit: str) -> None:
     moments = [
-        datetime(1678, 12, 31, 23, 59, 59, tzinfo=UTC),
-        datetime(1679, 1, 1, tzinfo=UTC),
+        datetime(1777, 12, 31, 23, 59, 59, tzinfo=UTC),
+        datetime(1778, 1, 1, tzinfo=UTC),
         None,
-        datetime(2260, 12, 31, 23, 59, 59, tzinfo=UTC),
-        datetime(2261, 1, 1, tzinfo=UTC),
+        datetime(2161, 12, 31, 23, 59, 59, tzinfo=UTC),
+        datetime(2162, 1, 1, tzinfo=UTC),
     ]
     times, usable = to_times(pa.array(moments, pa.timestamp(unit, "UTC")))
     assert usable.tolist() == [False, True, False, True, False]
@@ -37,8 +38,8 @@ def test_ends_of_time_that_programs_write_for_never_are_none() -> None:
     ]
 
 
-def test_windows_of_a_year_around_either_end_can_be_said() -> None:
-    size_ns = tumble("365 days").size_ns
+def test_windows_of_a_century_around_either_end_can_be_said() -> None:
+    size_ns = tumble(f"{DAYS_MAX} days").size_ns
     for time_ns in (EARLIEST_NS, LATEST_NS):
         start_ns = time_ns // size_ns * size_ns
         assert np.iinfo(np.int64).min < start_ns
