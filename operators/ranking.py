@@ -5,7 +5,8 @@
 2. `_time` of a change is the latest event time among the rows that caused it.
 3. With a TTL a key is forgotten, its rows staying in the result, once the watermark lies that far
    behind its newest row; what is then added stands beside them.
-The live rows lie in columns by (key slot, rank); a barrier writes the slots that changed (R1).
+The live rows lie in columns by key slot; a barrier writes the slots that changed (R1). Where a word
+per row says which is first, rows contend in compiled code, and only ties are sorted.
 """
 
 from __future__ import annotations
@@ -17,22 +18,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from penstock.elements.buffers import fixed_values
 from penstock.elements.changelog import ADDED, CHANGE, TAKEN_BACK, weight_array, with_change
 from penstock.elements.errors import PlanError
 from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX, WATERMARK_MIN
-from penstock.state.columns import Column, column_for
-from penstock.state.keyed_rows import grown, take_declared
 
 from .event_times import time_array, times_of
-from .key_slots import Keys, KeySlots
+from .kernels.compile import uses_reference
+from .kernels.top_contest import CONTEST_COUNT_MAX, Contest, Said
+from .key_slots import Keys
 from .processor import Processor, ProcessorContext
+from .ranking_rows import TopRows, counting
 from .row_order import Numbers, has_words, sort_words
 
 TOP_ROWS_MAX = 10_000
 """The most rows per key that are kept in order."""
 NO_BAR = np.int64(2**63 - 1)
-NEWEST = "__newest"
 
 
 class Order(Protocol):
@@ -97,78 +97,80 @@ class RunningTopProcessor(Processor):
         self.out_schema = top_schema(in_schema, rank, who, location)
         self._order, self._count, self._rank, self._ttl_ns = order, count, rank, ttl_ns
         self._keys = Keys(in_schema, keys)
-        self._values: pa.Schema = pa.schema([f for f in in_schema if f.name not in keys])
         self._timed = TIME_COLUMN in in_schema.names
         leading = order.leading
-        self._bars_rows = leading is not None and has_words(leading[0])
+        self._has_words = leading is not None and has_words(leading[0])
 
     def open(self, ctx: ProcessorContext) -> None:
         """Find the rows of the checkpoint."""
         self._ctx = ctx
-        lists = [pa.field(f.name, pa.list_(f.type)) for f in self._values]
-        stored = pa.schema([*lists, pa.field(NEWEST, pa.int64())])
-        self._table = ctx.state.table("top", self._keys.schema, stored)
-        self._slots = KeySlots(self._keys)
-        self._columns: list[Column] = [column_for(f.type) for f in self._values]
-        self._filled = np.zeros(0, np.int64)
-        self._newest = np.zeros(0, np.int64)
+        self._contest: Contest | None = None
+        if self._has_words and self._count <= CONTEST_COUNT_MAX and not uses_reference():
+            self._contest = Contest(self._count, self._rank is not None)
+        self._rows = TopRows(self.in_schema, self._keys, self._count, self._contest)
         self._bar = np.zeros(0, np.int64)
-        self._dirty = np.zeros(0, np.bool_)
         self._looked_ns = WATERMARK_MIN
-        for batch in self._table.scan():
-            self._restore(batch)
-
-    def _restore(self, batch: pa.RecordBatch) -> None:
-        slots = self._slots.add(batch.columns[: len(self._keys.schema)])
+        slots = self._rows.open(ctx.state, self._keys)
         self._grow()
-        self._newest[slots] = fixed_values(batch.column(NEWEST))
-        for column, field in zip(self._columns, self._values, strict=True):
-            rows = batch.column(field.name)
-            lengths = fixed_values(rows.value_lengths()).astype(np.int64)
-            column.write(self._positions(slots, lengths), rows.flatten())
-            self._filled[slots] = lengths
-        self._raise_bars(slots)
+        self._note_words(slots)
 
     def _grow(self) -> None:
-        room = self._slots.capacity
-        if room <= len(self._filled):
-            return
-        for column in self._columns:
-            column.resize(room * self._count)
-        before = len(self._bar)
-        self._filled, self._newest = grown(self._filled, room), grown(self._newest, room)
-        self._bar, self._dirty = grown(self._bar, room), grown(self._dirty, room)
-        self._bar[before:] = NO_BAR
-        self._newest[before:] = WATERMARK_MIN
-
-    def _positions(self, slots: Numbers, lengths: Numbers) -> Numbers:
-        """The places of the first rows of each slot, as many as `lengths` says."""
-        starts = np.repeat(slots * self._count, lengths)
-        return starts + _counting(lengths)
+        self._rows.grow()
+        before, room = len(self._bar), len(self._rows.filled)
+        if before < room:
+            self._bar = _kept(self._bar, np.arange(before), room)
 
     # Rows ------------------------------------------------------------------------------------
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """Let the rows contend; give what changes."""
-        slots = self._slots.add(self._keys.columns(batch))
+        slots = self._rows.slots.add(self._keys.columns(batch))
         self._grow()
+        times = times_of(batch) if self._timed else np.zeros(batch.num_rows, np.int64)
         if self._ttl_ns is not None:
             # Also rows that change nothing keep their key alive.
-            np.maximum.at(self._newest, slots, times_of(batch))
-            self._dirty[slots] = True
-        batch, slots = self._contenders(batch, slots)
+            np.maximum.at(self._rows.newest, slots, times)
+            self._rows.dirty[slots] = True
+        if self._contest is not None:
+            words, rows = self._leading_words(batch), self._rows
+            said = self._contest.hold(slots, words, times, rows.filled, rows.dirty)
+            if len(said.cells):
+                self._say(batch, said)
+            if not len(said.tied_rows):
+                return
+            at = said.tied_rows
+            batch, slots, times = batch.take(pa.array(at)), slots[at], times[at]
+        else:
+            at = self._contenders(batch, slots)
+            if len(at) < batch.num_rows:
+                batch, slots, times = batch.take(pa.array(at)), slots[at], times[at]
         if batch.num_rows:
-            self._contend(batch, slots)
+            self._contend(batch, slots, times)
 
-    def _contenders(self, batch: pa.RecordBatch, slots: Numbers) -> tuple[pa.RecordBatch, Numbers]:
+    def _say(self, batch: pa.RecordBatch, said: Said) -> None:
+        """Give the changes, and store the rows that have come."""
+        fresh = said.froms >= 0
+        old = np.flatnonzero(~fresh)
+        stored = self._rows.values_at(-1 - said.froms[old])
+        if len(said.slots):
+            order = np.empty(len(fresh), np.int64)
+            order[old] = np.arange(len(old))
+            order[fresh] = np.arange(len(old), len(fresh))
+            at, new = pa.array(order), pa.array(said.froms[fresh])
+            values = [
+                pa.concat_arrays([before, batch.column(field.name).take(new)]).take(at)
+                for before, field in zip(stored, self._rows.values, strict=True)
+            ]
+            given = self._rows.batch(said.slots, values)
+            self._collect(given, said.ranks, said.weights, said.times if self._timed else None)
+        self._rows.write(said.cells, batch, said.rows)
+
+    def _contenders(self, batch: pa.RecordBatch, slots: Numbers) -> Numbers:
         """Rows that are not plainly behind the last row of a full key: few, after a while."""
         bars = self._bar[slots]
-        if not self._bars_rows or not (bars < NO_BAR).any():
-            return batch, slots
-        keep = self._leading_words(batch) <= bars
-        if keep.all():
-            return batch, slots
-        return batch.take(pa.array(np.flatnonzero(keep))), slots[keep]
+        if not self._has_words or not (bars < NO_BAR).any():
+            return np.arange(batch.num_rows)
+        return np.flatnonzero(self._leading_words(batch) <= bars)
 
     def _leading_words(self, batch: pa.RecordBatch) -> Numbers:
         leading = self._order.leading
@@ -177,12 +179,16 @@ class RunningTopProcessor(Processor):
         # A null is last: it is behind every bar but that of a null, which is none.
         return words[0] if len(words) == 1 else np.where(words[0] == 1, NO_BAR, words[1])
 
-    def _contend(self, batch: pa.RecordBatch, slots: Numbers) -> None:
+    def _contend(self, batch: pa.RecordBatch, slots: Numbers, times: Numbers) -> None:
+        """Sort the rows of the slots at hand, those that are kept among them."""
+        rows = self._rows
         touched, group = np.unique(slots, return_inverse=True)
-        filled = self._filled[touched]
-        old_rank = _counting(filled)
-        kept = self._rows_at(touched, filled)
+        filled = rows.filled[touched]
+        old_rank = counting(filled)
+        kept = rows.rows_at(touched, filled)
         whole = pa.concat_batches([kept, batch]) if len(old_rank) else batch
+        latest = np.full(len(touched), WATERMARK_MIN)
+        np.maximum.at(latest, group, times)
         group = np.concatenate([np.repeat(np.arange(len(touched)), filled), group])
         order = self._order.sort(whole, [group])
         # Per row of `whole`: the rank it had, and the one it has; as many as N is none.
@@ -190,32 +196,22 @@ class RunningTopProcessor(Processor):
         before[: len(old_rank)] = old_rank
         sizes = np.bincount(group, minlength=len(touched))
         after = np.empty(len(group), np.int64)
-        after[order] = np.minimum(_counting(sizes), self._count)
+        after[order] = np.minimum(counting(sizes), self._count)
         moved = np.flatnonzero((after < self._count) & (after != before))
         if not len(moved):
             return
-        self._give(whole, group, before, after, self._times(batch, slots, touched))
-        self._store(whole, touched, group[moved], after[moved], moved)
-        self._filled[touched] = np.minimum(sizes, self._count)
-        self._dirty[touched] = True
-        self._raise_bars(touched)
-
-    def _rows_at(self, slots: Numbers, lengths: Numbers) -> pa.RecordBatch:
-        keys = self._slots.batch(np.repeat(slots, lengths))
-        values = take_declared(self._columns, self._values, self._positions(slots, lengths))
-        found = dict(zip(self._values.names, values, strict=True))
-        columns = [
-            found[name] if name in found else keys.column(name) for name in self.in_schema.names
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=self.in_schema)
-
-    def _times(self, batch: pa.RecordBatch, slots: Numbers, touched: Numbers) -> Numbers | None:
-        """When each touched key changed."""
-        if not self._timed:
-            return None
-        times = np.full(len(touched), WATERMARK_MIN)
-        np.maximum.at(times, np.searchsorted(touched, slots), times_of(batch))
-        return times
+        self._give(whole, group, before, after, latest)
+        if self._contest is not None:
+            # Their places become their ranks again, whoever moved.
+            moved = np.flatnonzero(after < self._count)
+            cells = touched[group[moved]] * self._count + after[moved]
+            self._contest.places[cells] = after[moved]
+            self._contest.best[cells] = self._leading_words(whole)[moved]
+        rows.write(touched[group[moved]] * self._count + after[moved], whole, moved)
+        rows.filled[touched] = np.minimum(sizes, self._count)
+        rows.dirty[touched] = True
+        if self._contest is None:
+            self._note_words(touched)
 
     def _give(
         self,
@@ -223,7 +219,7 @@ class RunningTopProcessor(Processor):
         group: Numbers,
         before: Numbers,
         after: Numbers,
-        times: Numbers | None,
+        times: Numbers,
     ) -> None:
         none = self._count
         if self._rank is None:
@@ -235,7 +231,7 @@ class RunningTopProcessor(Processor):
             come = np.flatnonzero((after < none) & (after != before))
         rows = np.concatenate([gone, come])
         ranks = np.concatenate([before[gone], after[come]])
-        weights = np.repeat([TAKEN_BACK, ADDED], [len(gone), len(come)])
+        weights = np.repeat(np.array([TAKEN_BACK, ADDED], np.int8), [len(gone), len(come)])
         place = (
             ranks
             if self._rank is not None
@@ -244,37 +240,39 @@ class RunningTopProcessor(Processor):
         order = np.lexsort([weights, place, group[rows]])
         rows = rows[order]
         given = whole.take(pa.array(rows))
-        extra = {} if self._rank is None else {self._rank: pa.array(ranks[order] + 1)}
-        extra[CHANGE] = weight_array(weights[order])
+        latest = times[group[rows]] if self._timed else None
+        self._collect(given, ranks[order], weights[order], latest)
+
+    def _collect(
+        self,
+        given: pa.RecordBatch,
+        ranks: Numbers,
+        weights: npt.NDArray[np.int8],
+        times: Numbers | None,
+    ) -> None:
+        extra = {} if self._rank is None else {self._rank: pa.array(ranks + 1)}
+        extra[CHANGE] = weight_array(weights)
         if times is not None:
-            extra[TIME_COLUMN] = time_array(times[group[rows]])
+            extra[TIME_COLUMN] = time_array(times)
         columns = [
             extra[name] if name in extra else given.column(name) for name in self.out_schema.names
         ]
         self._ctx.collect(pa.RecordBatch.from_arrays(columns, schema=self.out_schema))
 
-    def _store(
-        self, whole: pa.RecordBatch, touched: Numbers, group: Numbers, rank: Numbers, rows: Numbers
-    ) -> None:
-        places = touched[group] * self._count + rank
-        at = pa.array(rows)
-        for column, field in zip(self._columns, self._values, strict=True):
-            column.write(places, whole.column(field.name).take(at))
-
-    def _raise_bars(self, slots: Numbers) -> None:
-        """What a row must reach to contend with the keys that have all their rows."""
-        if not self._bars_rows:
+    def _note_words(self, slots: Numbers) -> None:
+        """What a row must reach to contend, of slots that were written without asking for it."""
+        if not self._has_words or not len(slots):
             return
-        full = slots[self._filled[slots] == self._count]
+        count, filled = self._count, self._rows.filled
+        if self._contest is not None:
+            cells = np.repeat(slots * count, filled[slots]) + counting(filled[slots])
+            rows = self._rows.rows_at(slots, filled[slots])
+            self._contest.best[cells] = self._leading_words(rows)
+            return
+        full = slots[filled[slots] == count]
         if len(full):
-            last = full * self._count + self._count - 1
-            keys = self._slots.batch(full)
-            values = take_declared(self._columns, self._values, last)
-            found = dict(zip(self._values.names, values, strict=True))
-            rows = [found[n] if n in found else keys.column(n) for n in self.in_schema.names]
-            self._bar[full] = self._leading_words(
-                pa.RecordBatch.from_arrays(rows, schema=self.in_schema)
-            )
+            last = self._rows.values_at(full * count + count - 1)
+            self._bar[full] = self._leading_words(self._rows.batch(full, last))
 
     # Time and cuts ---------------------------------------------------------------------------
 
@@ -286,54 +284,20 @@ class RunningTopProcessor(Processor):
         if self._looked_ns != WATERMARK_MIN and watermark - self._looked_ns < ttl_ns // 8:
             return
         self._looked_ns = watermark
-        newest = self._newest[: self._slots.count]
-        silent = newest <= watermark - ttl_ns
+        silent = self._rows.newest[: self._rows.slots.count] <= watermark - ttl_ns
         if silent.any():
-            gone = np.flatnonzero(silent)
-            self._table.delete(self._slots.batch(gone), self._slots.hashes(gone))
-            self._keep(np.flatnonzero(~silent))
-
-    def _keep(self, slots: Numbers) -> None:
-        self._slots.keep(slots)
-        room = self._slots.capacity
-        places = (slots[:, None] * self._count + np.arange(self._count)).reshape(-1)
-        for column in self._columns:
-            column.compact(places, room * self._count)
-        self._filled, self._newest = (
-            grown(self._filled[slots], room),
-            _kept(self._newest, slots, room, WATERMARK_MIN),
-        )
-        self._bar, self._dirty = (
-            _kept(self._bar, slots, room, NO_BAR),
-            grown(self._dirty[slots], room),
-        )
+            self._rows.forget(silent)
+            self._bar = _kept(self._bar, np.flatnonzero(~silent), len(self._rows.filled))
 
     def before_snapshot(self, checkpoint_id: int) -> None:
         """Write the keys that changed."""
-        slots = np.flatnonzero(self._dirty[: self._slots.count])
-        if not len(slots):
-            return
-        lengths = self._filled[slots]
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-        flat = take_declared(self._columns, self._values, self._positions(slots, lengths))
-        lists = [pa.ListArray.from_arrays(offsets, values) for values in flat]
-        names = [*self._values.names, NEWEST]
-        values = pa.RecordBatch.from_arrays([*lists, pa.array(self._newest[slots])], names)
-        self._table.upsert(self._slots.batch(slots), values, self._slots.hashes(slots))
-        self._dirty[:] = False
+        self._rows.save()
 
 
-def _kept(
-    values: npt.NDArray[np.int64], slots: Numbers, room: int, empty: int | np.int64
-) -> Numbers:
-    larger = np.full(room, empty, np.int64)
-    larger[: len(slots)] = values[slots]
+def _kept(bars: Numbers, slots: Numbers, room: int) -> Numbers:
+    larger = np.full(room, NO_BAR, np.int64)
+    larger[: len(slots)] = bars[slots]
     return larger
-
-
-def _counting(lengths: Numbers) -> Numbers:
-    """0, 1, 2, … for each length."""
-    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def _nth(groups: Numbers) -> Numbers:
@@ -341,5 +305,5 @@ def _nth(groups: Numbers) -> Numbers:
     order = np.argsort(groups, kind="stable")
     nth = np.empty(len(groups), np.int64)
     _, sizes = np.unique(groups, return_counts=True)
-    nth[order] = _counting(sizes)
+    nth[order] = counting(sizes)
     return nth
