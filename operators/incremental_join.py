@@ -18,19 +18,21 @@ import numpy as np
 import pyarrow as pa
 
 from penstock.elements.changelog import is_updating, weights_of, with_change, without_change
-from penstock.elements.equality import equal_values
 from penstock.elements.errors import PlanError
-from penstock.elements.hash import Hashes, hash_arrays, refuse_unhashable
+from penstock.elements.hash import Hashes, refuse_unhashable
 from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX
 
 from .event_times import times_of
-from .incremental_results import Changes
+from .incremental_results import Changes, uncancelled
 from .join_condition import JoinCondition
-from .join_rows import JoinRows, Mask, Numbers, Pairs, ordinals
+from .join_paired_rows import PairedRows
+from .join_rows import JoinRows, Mask, Numbers, Pairs
 from .join_sides import (
     LATE_RIGHT,
     LEFT,
     RIGHT,
+    Results,
+    Side,
     checked_how,
     join_schema,
     key_hashes,
@@ -101,28 +103,54 @@ class IncrementalJoinProcessor(Processor):
     def open(self, ctx: ProcessorContext) -> None:
         """Find the rows of the checkpoint."""
         self._ctx = ctx
-        left, right = (
-            JoinRows(
-                name,
-                self._in[port],
-                self._keys,
-                ctx.state,
-                counted=self._alone[port],
-                whole=self._updating[port],
+        self._paired: PairedRows | None = None
+        if self._how == "inner" and self._append:
+            sides = (
+                Side(LEFT, self._in[LEFT], self._keys),
+                Side(RIGHT, self._in[RIGHT], self._keys),
             )
-            for port, name in enumerate(("left", "right"))
-        )
-        self._sides = (left, right)
+            results = Results(*sides, self.out_schema, "inner")
+            self._paired = PairedRows(
+                sides, results, ctx.state, self._condition, bounded=self._bounded
+            )
+        else:
+            left, right = (
+                JoinRows(
+                    name,
+                    self._in[port],
+                    self._keys,
+                    ctx.state,
+                    counted=self._alone[port],
+                    whole=self._updating[port],
+                )
+                for port, name in enumerate(("left", "right"))
+            )
+            self._sides = (left, right)
         self._looked = -(2**63)
+        self._now_ns = -(2**63)
         if self._condition is not None:
             self._condition.open(ctx)
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows that are kept, per side."""
+        return [side.rows for side in (self._paired.sides if self._paired else self._sides)]
+
+    @property
+    def _held(self) -> int:
+        if self._paired is not None:
+            return self._paired.held
+        return sum(side.rows for side in self._sides)
 
     # Rows -------------------------------------------------------------------------------------
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """Match with what the other side has, give what follows, keep or forget the rows."""
-        weights = weights_of(batch).astype(np.int64)
         times = self._times(batch)
+        if self._paired is not None:
+            self._keep_and_pair(self._paired, batch, times, port)
+            return
+        weights = weights_of(batch).astype(np.int64)
         keep = self._on_time(batch, times, port)
         if keep is not None:
             batch, weights, times = batch.filter(pa.array(keep)), weights[keep], times[keep]
@@ -140,6 +168,24 @@ class IncrementalJoinProcessor(Processor):
             self._take(batch, weights, times, port, changes)
         self._give(changes)
 
+    def _keep_and_pair(
+        self, paired: PairedRows, batch: pa.RecordBatch, times: Numbers, port: int
+    ) -> None:
+        """An inner join of rows that are never taken back: keep them, and give their pairs."""
+        for wanted in (self._on_time, self._with_keys):
+            some = wanted(batch, times, port)
+            if some is not None:
+                batch, times = batch.filter(pa.array(some)), times[some]
+        if not batch.num_rows:
+            return
+        hashes = key_hashes(batch, self._keys)
+        between = self._range(times) if self._bounded else None
+        for index, slots in paired.take(batch, times, hashes, port, between):
+            later = (
+                np.maximum(*paired.pair_times(times, index, slots, port)) if self._timed else None
+            )
+            self._ctx.collect(paired.results(batch, later, index, slots, port))
+
     def _take(
         self,
         batch: pa.RecordBatch,
@@ -153,7 +199,7 @@ class IncrementalJoinProcessor(Processor):
         gone = np.full(batch.num_rows, -1, np.int64)
         kept_at = times
         if self._updating[port] and (weights < 0).any():
-            left = np.flatnonzero(_uncancelled(batch, weights))
+            left = np.flatnonzero(uncancelled(batch, weights))
             rows = pa.array(left)
             batch, weights, times, hashes = (
                 batch.take(rows),
@@ -298,8 +344,14 @@ class IncrementalJoinProcessor(Processor):
     def _times(self, batch: pa.RecordBatch) -> Numbers:
         if self._timed:
             return times_of(batch)
-        now_ns = self._ctx.clock.wall_ns() if self._bounded else 0
-        return np.full(batch.num_rows, now_ns, np.int64)
+        return np.full(batch.num_rows, self._now() if self._bounded else 0, np.int64)
+
+    def _now(self) -> int:
+        """The time by the clock; never back where rows are forgotten for good by their time."""
+        now_ns = self._ctx.clock.wall_ns()
+        if self._paired is not None:
+            now_ns = self._now_ns = max(self._now_ns, now_ns)
+        return now_ns
 
     def _stamps(self, times: Numbers) -> Numbers | None:
         return times if self._timed else None
@@ -316,13 +368,17 @@ class IncrementalJoinProcessor(Processor):
         self._ctx.collect(rows, LATE if port == LEFT else LATE_RIGHT)
         return ~late
 
+    def _with_keys(self, batch: pa.RecordBatch, times: Numbers, port: int) -> Mask | None:
+        usable = without_null_keys(batch, self._keys)
+        return None if usable.all() else usable
+
     def _range(self, times: Numbers) -> tuple[Numbers, Numbers]:
         """The times, inclusive, of rows that may match."""
         if not self._bounded:
             return np.full_like(times, -WATERMARK_MAX), np.full_like(times, WATERMARK_MAX)
         if self._timed:
             return times - self._ttl_ns, times + self._ttl_ns
-        oldest = self._ctx.clock.wall_ns() - self._ttl_ns
+        oldest = self._now() - self._ttl_ns
         return np.full_like(times, oldest), np.full_like(times, WATERMARK_MAX)
 
     def on_watermark(self, watermark: int) -> None:
@@ -333,13 +389,14 @@ class IncrementalJoinProcessor(Processor):
 
     def next_wakeup_ns(self) -> int | None:
         """When the next rows may have lived their time, without event time."""
-        if self._timed or not self._bounded or not any(side.rows for side in self._sides):
+        if self._timed or not self._bounded or not self._held:
             return None
         return max(0, self._looked) + self._ttl_ns + self._step_ns
 
     def on_processing_time(self, now_ns: int) -> None:
         """Forget what has lived its time, without event time."""
         if not self._timed and self._bounded:
+            self._now_ns = max(self._now_ns, now_ns)
             self._forget(now_ns - self._ttl_ns)
 
     @property
@@ -350,29 +407,16 @@ class IncrementalJoinProcessor(Processor):
         if before < self._looked + self._step_ns and before != WATERMARK_MAX:
             return
         self._looked = before
+        if self._paired is not None:
+            self._paired.cut((before, before))
+            return
         for side in self._sides:
             side.remove(side.older(before))
 
     def before_snapshot(self, checkpoint_id: int) -> None:
         """Bring what changed into state."""
-        for side in self._sides:
-            side.store()
-
-
-def _uncancelled(batch: pa.RecordBatch, weights: Numbers) -> Mask:
-    """Rows left when each +1 and -1 of equal rows in the batch have cancelled out."""
-    names = [name for name in batch.schema.names if name != TIME_COLUMN]
-    hashes = hash_arrays([batch.column(name) for name in names], batch.num_rows)
-    _, first, codes = np.unique(hashes, return_index=True, return_inverse=True)
-    representative = batch.take(pa.array(first[codes]))
-    for name in names:
-        if not equal_values(batch.column(name), representative.column(name)).all():
-            return np.ones(batch.num_rows, np.bool_)
-    added = np.bincount(codes[weights > 0], minlength=len(first))
-    back = np.bincount(codes[weights < 0], minlength=len(first))
-    cancelled = np.minimum(added, back)
-    place = ordinals(codes * 2 + (weights > 0))
-    return place >= cancelled[codes]
+        for kept in [self._paired] if self._paired else self._sides:
+            kept.store()
 
 
 def _refuse_columns(schema: pa.Schema, who: str, location: str) -> None:

@@ -11,9 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from penstock.elements.changelog import CHANGE, HIDDEN, weight_array
+from penstock.elements.equality import equal_values
+from penstock.elements.hash import hash_arrays
 from penstock.elements.signals import TIME_COLUMN
 
 from .event_times import time_array
+from .join_rows import Mask, ordinals
 from .join_sides import LEFT, Numbers
 
 
@@ -96,3 +99,19 @@ class Changes:
             yield from pieces
         else:
             yield pa.concat_batches(pieces)
+
+
+def uncancelled(batch: pa.RecordBatch, weights: Numbers) -> Mask:
+    """Rows left when each +1 and -1 of equal rows in the batch have cancelled out."""
+    names = [name for name in batch.schema.names if name != TIME_COLUMN]
+    hashes = hash_arrays([batch.column(name) for name in names], batch.num_rows)
+    _, first, codes = np.unique(hashes, return_index=True, return_inverse=True)
+    representative = batch.take(pa.array(first[codes]))
+    for name in names:
+        if not equal_values(batch.column(name), representative.column(name)).all():
+            return np.ones(batch.num_rows, np.bool_)
+    added = np.bincount(codes[weights > 0], minlength=len(first))
+    back = np.bincount(codes[weights < 0], minlength=len(first))
+    cancelled = np.minimum(added, back)
+    place = ordinals(codes * 2 + (weights > 0))
+    return place >= cancelled[codes]

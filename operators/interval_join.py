@@ -54,9 +54,13 @@ class IntervalJoinProcessor(JoinProcessor):
 
     def on_watermark(self, watermark: int) -> None:
         """Forget rows that can have no match any more; give those that had none."""
+        edges = [_unreachable_before(watermark, self._reach(port)) for port in (LEFT, RIGHT)]
+        if self._paired is not None:
+            self._paired.cut((edges[LEFT], edges[RIGHT]))
+            return
         for port in (LEFT, RIGHT):
             reach, kept = self._reach(port), self._kept[port]
-            slots = kept.older(_unreachable_before(watermark, reach))
+            slots = kept.older(edges[port])
             if not len(slots):
                 continue
             if self._needs_alone(port):

@@ -7,7 +7,10 @@ partner fails it is given alone. Null is not true.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from penstock.elements.changelog import HIDDEN
@@ -19,11 +22,18 @@ from penstock.expressions.functions import NONE, Functions
 from penstock.expressions.projection import Projection
 
 from .error_policy import Fail, Failures
-from .join_rows import JoinRows, Mask, Numbers
 from .join_sides import LEFT
 from .processor import ProcessorContext
 
 METHOD = "join(where=)"
+Numbers = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+class Kept(Protocol):
+    """Rows of one side in slots."""
+
+    def take(self, slots: Numbers, names: Sequence[str]) -> pa.RecordBatch: ...
 
 
 class JoinCondition:
@@ -64,7 +74,7 @@ class JoinCondition:
         self._failures = Failures(ctx, Fail())
 
     def of_slots(
-        self, batch: pa.RecordBatch, index: Numbers, kept: JoinRows, slots: Numbers, port: int
+        self, batch: pa.RecordBatch, index: Numbers, kept: Kept, slots: Numbers, port: int
     ) -> Mask:
         """Whether row `index[i]` of `batch`, of side `port`, and the kept row i are a pair."""
         names = (self.reads_left, self.right)

@@ -21,6 +21,7 @@ from penstock.elements.signals import TIME_COLUMN
 from .event_times import times_of
 from .grouping import Mask
 from .join_condition import JoinCondition
+from .join_paired_rows import PairedRows, rows_of
 from .join_rows import JoinRows, Pairs
 from .join_sides import (
     LATE_RIGHT,
@@ -71,23 +72,34 @@ class JoinProcessor(Processor):
     def open(self, ctx: ProcessorContext) -> None:
         """Find the rows of the checkpoint."""
         self._ctx = ctx
-        left, right = (
-            JoinRows(
-                name,
-                self.sides[port].schema,
-                self._keys,
-                ctx.state,
-                counted=self._counts(port),
+        self._paired: PairedRows | None = None
+        if self._how == "inner":
+            self._paired = PairedRows(
+                self.sides, self._results, ctx.state, self._condition, bounded=True
             )
-            for port, name in enumerate(("left", "right"))
-        )
-        self._kept = (left, right)
+        else:
+            left, right = (
+                JoinRows(
+                    name,
+                    self.sides[port].schema,
+                    self._keys,
+                    ctx.state,
+                    counted=self._counts(port),
+                )
+                for port, name in enumerate(("left", "right"))
+            )
+            self._kept = (left, right)
         if self._condition is not None:
             self._condition.open(ctx)
 
+    @property
+    def rows(self) -> list[int]:
+        """Rows that are kept, per side."""
+        return [side.rows for side in (self._paired.sides if self._paired else self._kept)]
+
     def before_snapshot(self, checkpoint_id: int) -> None:
         """Bring what changed into state."""
-        for kept in self._kept:
+        for kept in [self._paired] if self._paired else self._kept:
             kept.store()
 
     def _needs_alone(self, port: int) -> bool:
@@ -116,6 +128,9 @@ class JoinProcessor(Processor):
         if not batch.num_rows:
             return
         hashes = key_hashes(batch, self._keys)
+        if self._paired is not None:
+            self._pair(self._paired, batch, times, hashes, port)
+            return
         counts = np.zeros(batch.num_rows, np.int64)
         if usable.all():
             self._match(batch, times, hashes, port, counts)
@@ -127,6 +142,21 @@ class JoinProcessor(Processor):
         slots = self._kept[port].insert(batch, times, hashes)
         if self._counts(port):
             self._kept[port].matches[slots] = counts
+
+    def _pair(
+        self, paired: PairedRows, batch: pa.RecordBatch, times: Numbers, hashes: Hashes, port: int
+    ) -> None:
+        """Keep the rows of an inner join and give their pairs."""
+        between = self._range(times, port)
+        for index, slots in paired.take(batch, times, hashes, port, between):
+            mine, theirs = paired.pair_times(times, index, slots, port)
+            shared = self._windows_shared(mine, theirs)
+            if shared is not None:
+                index = np.repeat(rows_of(index, slots), shared)
+                slots, mine, theirs = (np.repeat(each, shared) for each in (slots, mine, theirs))
+            if len(slots):
+                later = np.maximum(mine, theirs)
+                self._ctx.collect(paired.results(batch, later, index, slots, port))
 
     def _match(
         self, batch: pa.RecordBatch, times: Numbers, hashes: Hashes, port: int, counts: Numbers
@@ -161,6 +191,10 @@ class JoinProcessor(Processor):
     def _collect_alone(self, rows: pa.RecordBatch, port: int, times: Numbers) -> None:
         if rows.num_rows:
             self._ctx.collect(self._results.alone(rows, port, times))
+
+    def _windows_shared(self, mine: Numbers, theirs: Numbers) -> Numbers | None:
+        """How often each pair is given, by the times of its rows; None: once."""
+        return None
 
     @abstractmethod
     def _late(self, times: Numbers, port: int) -> Mask:

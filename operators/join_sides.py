@@ -119,10 +119,18 @@ class Results:
         return self._batch(left, right, left, left.num_rows, times)
 
     def beside(
-        self, left: pa.RecordBatch, right: pa.RecordBatch, times_ns: Numbers | None
+        self,
+        left: pa.RecordBatch,
+        right: pa.RecordBatch,
+        times_ns: Numbers | None,
+        keyed: pa.RecordBatch | None = None,
     ) -> pa.RecordBatch:
-        """Equally many rows of both sides, side by side, at these times."""
-        return self._batch(left, right, left, left.num_rows, times_ns)
+        """Equally many rows of both sides, side by side, at these times; keys of the left's rows.
+
+        `keyed` has the keys where the left's rows come without.
+        """
+        keyed = left if keyed is None else keyed
+        return self._batch(left, right, keyed, keyed.num_rows, times_ns)
 
     def alone(self, rows: pa.RecordBatch, port: int, times_ns: Numbers) -> pa.RecordBatch:
         """Rows of one side without a match."""

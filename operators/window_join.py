@@ -51,8 +51,9 @@ class WindowJoinProcessor(JoinProcessor):
         super().open(ctx)
         self._done = ctx.watermark
         self._panes: set[int] = set()
-        for kept in self._kept:
-            self._note(kept.times[kept.all_slots()])
+        if self._settles:
+            for kept in self._kept:
+                self._note(kept.times[kept.all_slots()])
 
     def _counts(self, port: int) -> bool:
         # A row of several windows may have a match in some of them: those are settled by pane.
@@ -99,13 +100,21 @@ class WindowJoinProcessor(JoinProcessor):
         if self._grid.single:
             super()._collect_pairs(left, right)
             return
-        panes = [self._grid.panes(times_of(side)) for side in (left, right)]
-        low = np.maximum(*(self._grid.next_ends(each, self._done) for each in panes))
-        high = np.minimum(*(self._grid.last_ends(each) for each in panes))
-        shared = np.maximum(0, (high - low) // self._grid.step_ns + 1)
+        shared = self._windows_of_pairs(times_of(left), times_of(right))
         rows = pa.array(np.repeat(np.arange(left.num_rows), shared))
         if len(rows):
             super()._collect_pairs(left.take(rows), right.take(rows))
+
+    def _windows_shared(self, mine: Numbers, theirs: Numbers) -> Numbers | None:
+        return None if self._grid.single else self._windows_of_pairs(mine, theirs)
+
+    def _windows_of_pairs(self, mine: Numbers, theirs: Numbers) -> Numbers:
+        """In how many windows that are not complete both rows are."""
+        panes = [self._grid.panes(times) for times in (mine, theirs)]
+        low = np.maximum(*(self._grid.next_ends(each, self._done) for each in panes))
+        high = np.minimum(*(self._grid.last_ends(each) for each in panes))
+        shared: Numbers = np.maximum(0, (high - low) // self._grid.step_ns + 1)
+        return shared
 
     # Windows that are complete ----------------------------------------------------------------
 
@@ -114,6 +123,10 @@ class WindowJoinProcessor(JoinProcessor):
         edge = self._grid.unused_before(watermark, 0)
         if self._settles and any(pane < watermark for pane in self._panes):
             self._settle(watermark, edge)
+        if self._paired is not None:
+            self._paired.cut((edge, edge))
+            self._done = watermark
+            return
         for port in (LEFT, RIGHT):
             kept = self._kept[port]
             slots = kept.older(edge)

@@ -229,7 +229,7 @@ def test_a_time_to_live_is_a_distance_in_event_time(how: str, data: st.DataObjec
     assert net(driven.taken()) == expected
     assert driven.rows_behind_watermark == 0
     assert driven.counters["late"] == 0
-    assert [side.rows for side in driven.processor._sides] == [0, 0]
+    assert driven.processor.rows == [0, 0]
 
 
 # What becomes of time, state and changes ----------------------------------------------------------
@@ -284,7 +284,7 @@ def test_what_is_forgotten_leaves_its_results() -> None:
     driven.send(rows(R_ROWS, (1, 20, 105)), RIGHT)
     driven.taken()
     driven.advance(200)
-    assert [side.rows for side in driven.processor._sides] == [0, 0]
+    assert driven.processor.rows == [0, 0]
     driven.send(rows(R_ROWS, (1, 22, 205)), RIGHT)
     assert driven.rows() == [{"k": 1, "l": None, "r": 22, CHANGE: 1}]
     driven.send(rows(with_change(L_ROWS), (2, 11, -1, 206)), LEFT)
@@ -324,7 +324,7 @@ def test_without_event_time_rows_live_by_the_clock() -> None:
     assert sorted(row["r"] for row in driven.rows()) == [20, 21]
     for _ in range(4):
         driven.tick(1100)
-    assert [side.rows for side in driven.processor._sides] == [0, 0]
+    assert driven.processor.rows == [0, 0]
     assert driven.processor.next_wakeup_ns() is None
 
 
@@ -367,7 +367,7 @@ def test_rows_and_their_matches_move_to_another_parallelism() -> None:
     tables, kept = [single.taken()], 0
     for subtask in range(3):
         part = harness("full", restored=sections, subtask=subtask, parallelism=3)
-        kept += sum(side.rows for side in part.processor._sides)
+        kept += sum(part.processor.rows)
         more = [k for k in range(70) if _group(k) in part.ctx.key_groups]
         part.send(rows(R_ROWS, *((k, 1000, 2) for k in more)), RIGHT)
         tables.append(part.taken())

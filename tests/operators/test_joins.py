@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from penstock.elements.errors import PlanError
+from penstock.operators import join_paired_rows
 from penstock.operators.event_times import with_time
 from penstock.operators.joins import (
     LATE_RIGHT,
@@ -29,6 +30,12 @@ R_COLUMNS = pa.schema([("r", pa.int64()), ("s", pa.string()), ("k", pa.int64())]
 L_ROWS, R_ROWS = with_time(L_COLUMNS), with_time(R_COLUMNS)
 KEYS = ["k", "s"]
 Row = tuple[Any, ...]  # (k, s, number, time) on both sides
+
+
+@pytest.fixture(autouse=True)
+def _rows_are_dropped_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(join_paired_rows, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(join_paired_rows, "DROPPED_ROWS_MIN", 8)
 
 
 def batch(rows: list[Row], port: int) -> pa.RecordBatch:
@@ -153,7 +160,7 @@ def test_window_joins_give_what_nested_loops_give(window: Any, how: str, seed: i
     assert given(driven.taken()) == expected_window(window, left, right, how, where)
     assert driven.rows_behind_watermark == 0
     assert driven.counters["late"] == 0
-    assert [kept.rows for kept in driven.processor._kept] == [0, 0]
+    assert driven.processor.rows == [0, 0]
 
 
 @pytest.mark.parametrize("bounds", [(-5, 10), (0, 0), (3, 7), (-9, -2), (0, 30)])
@@ -169,7 +176,7 @@ def test_interval_joins_give_what_nested_loops_give(
     assert given(driven.taken()) == expected_interval(*bounds, left, right, how, where)
     assert driven.rows_behind_watermark == 0
     assert driven.counters["late"] == 0
-    assert [kept.rows for kept in driven.processor._kept] == [0, 0]
+    assert driven.processor.rows == [0, 0]
 
 
 def test_late_rows_go_to_the_output_of_their_side() -> None:
@@ -192,11 +199,11 @@ def test_state_is_forgotten_as_soon_as_nothing_can_match() -> None:
     driven.send(batch([(1, "a", 1, 0)], LEFT), LEFT)
     driven.send(batch([(1, "a", 1, 0)], RIGHT), RIGHT)
     driven.advance(5)
-    assert [kept.rows for kept in driven.processor._kept] == [1, 0]
+    assert driven.processor.rows == [1, 0]
     driven.advance(9)
-    assert [kept.rows for kept in driven.processor._kept] == [1, 0]
+    assert driven.processor.rows == [1, 0]
     driven.advance(10)
-    assert [kept.rows for kept in driven.processor._kept] == [0, 0]
+    assert driven.processor.rows == [0, 0]
 
 
 def test_rows_move_to_another_parallelism_with_their_keys() -> None:
