@@ -30,6 +30,10 @@ class KeyGroupRange:
     def __contains__(self, group: int) -> bool:
         return self.start <= group < self.stop
 
+    def holds(self, other: KeyGroupRange) -> bool:
+        """Whether all groups of `other` are in this one."""
+        return self.start <= other.start and other.stop <= self.stop
+
     def overlaps(self, other: KeyGroupRange) -> bool:
         """Whether any group is in both."""
         return self.start < other.stop and other.start < self.stop

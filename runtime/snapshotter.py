@@ -22,7 +22,7 @@ from penstock.elements.signals import WATERMARK_MIN
 from penstock.state.backend import Section, Snapshot
 from penstock.state.log_history import LogPart
 from penstock.state.log_parts import store_log
-from penstock.state.run import write_run
+from penstock.state.run import encode_run
 from penstock.state.store import Store
 
 from .control import ControlLink
@@ -116,10 +116,10 @@ class Snapshotter:
             sections.append(section)
             parts += named
             written += size
-        body = write_run(sections)
+        body = memoryview(encode_run(sections))
         crc = zlib.crc32(body)
         if len(body) <= INLINE_STATE_BYTES_MAX:
-            run = RunRef("", len(body), crc, body)
+            run = RunRef("", len(body), crc, bytes(body))
         else:
             run = RunRef(f"run/{uuid.uuid4().hex}", len(body), crc)
             self._store.put(run.name, body)

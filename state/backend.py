@@ -37,8 +37,8 @@ class Section:
     """One piece of sealed state, as it lies in a run.
 
     `kind` is table, objects, timers, operator or log. Keyed sections hold a uint64 column `_hash`,
-    sorted, or a uint16 column `_group`, so that a range of key groups is one contiguous slice.
-    `batch` is owned memory.
+    sorted, so that a range of key groups is one contiguous slice; logs a uint16 column `_group`.
+    `batch` is owned memory; the rows of a log go on in `more`.
     `declared` is what a restore must match: key schema, value schema, object kind, and so on.
     """
 
@@ -47,6 +47,12 @@ class Section:
     kind: Literal["table", "objects", "timers", "operator", "log"]
     batch: pa.RecordBatch
     declared: dict[str, Any] = field(default_factory=dict)
+    more: Sequence[pa.RecordBatch] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of all batches."""
+        return sum(batch.num_rows for batch in (self.batch, *self.more))
 
 
 class SealedLog(Protocol):

@@ -1,7 +1,7 @@
-"""Cutting a keyed section to a range of key groups: one contiguous slice.
+"""Cutting a keyed section to a range of key groups.
 
-Sections are sorted by `_hash`; logs, whose rows are never looked up, only by `_group`, the key
-group, which costs a fraction to sort and to write.
+Sections are sorted by `_hash`, so that it is one contiguous slice. The rows of logs are never
+looked up: they lie as they came, with their key group in `_group`, which costs less to write.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ GROUP_COLUMN = "_group"
 
 
 def clip_to_groups(batch: pa.RecordBatch, groups: KeyGroupRange) -> pa.RecordBatch:
-    """The rows whose key groups are in `groups`; no copy."""
-    if batch.schema.names[:1] == [GROUP_COLUMN]:
+    """The rows whose key groups are in `groups`; no copy of a section that is sorted."""
+    if _is_log(batch):
         found = batch.column(0).to_numpy()
-        first, stop = np.searchsorted(found, [groups.start, groups.stop], side="left")
-        return batch.slice(int(first), int(stop - first))
+        mine = (found >= groups.start) & (found < groups.stop)
+        return batch if mine.all() else batch.filter(pa.array(mine))
     hashes = batch.column(HASH_COLUMN).to_numpy()
     low = int(np.searchsorted(hashes, np.uint64(groups.start << GROUP_SHIFT), side="left"))
     if groups.stop >= KEY_GROUPS:
@@ -31,13 +31,17 @@ def clip_to_groups(batch: pa.RecordBatch, groups: KeyGroupRange) -> pa.RecordBat
 
 def groups_in(batch: pa.RecordBatch) -> KeyGroupRange | None:
     """The least range that holds all rows of a keyed section; None if it is not keyed."""
-    if batch.schema.names[:1] == [GROUP_COLUMN]:
-        found = batch.column(0)
-        shift = 0
-    elif HASH_COLUMN in batch.schema.names:
-        found, shift = batch.column(HASH_COLUMN), GROUP_SHIFT
-    else:
+    if not _is_log(batch) and HASH_COLUMN not in batch.schema.names:
         return None
-    if len(found) == 0:
+    if batch.num_rows == 0:
         return KeyGroupRange(0, 0)
-    return KeyGroupRange(found[0].as_py() >> shift, (found[-1].as_py() >> shift) + 1)
+    if _is_log(batch):
+        found = batch.column(0).to_numpy()
+        return KeyGroupRange(int(found.min()), int(found.max()) + 1)
+    hashes = batch.column(HASH_COLUMN).to_numpy()
+    return KeyGroupRange(int(hashes[0]) >> GROUP_SHIFT, (int(hashes[-1]) >> GROUP_SHIFT) + 1)
+
+
+def _is_log(batch: pa.RecordBatch) -> bool:
+    names: list[str] = batch.schema.names
+    return names[:1] == [GROUP_COLUMN]

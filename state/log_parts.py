@@ -1,15 +1,16 @@
 """The rows of logs as they lie in runs: `_group`, `key.<name>`…, `value.<name>`…, `_time`.
 
-Rows are sorted by key group, those of one group in the order in which they were appended. All
-steps are Arrow and NumPy kernels over whole columns: they run in the snapshot thread, beside the
-operator, and let it have the GIL.
+Rows lie in the order in which they were appended, in batches of at least BATCH_ROWS where there
+are as many. Every step is a kernel of Arrow or NumPy over columns: it runs in the snapshot thread,
+beside the operator, and lets it have the GIL.
 """
 
 from __future__ import annotations
 
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,17 @@ from penstock.elements.signals import WATERMARK_MIN
 from .backend import SealedLog, Section
 from .clip import GROUP_COLUMN
 from .log_history import LogPart
-from .run import read_run, write_run
+from .run import encode_run, read_rows
 from .store import Store
 
 TIME = "_time"
 FOLDER = "run"
 PART_BYTES_MIN = 64 * 1024
 """Fewer bytes of new rows go into the subtask's own run, and again into the next one."""
+
+
+BATCH_ROWS = 8192
+"""Smaller batches are put together before they are written."""
 
 
 def wide_type(kind: pa.DataType) -> pa.DataType:
@@ -51,20 +56,37 @@ def log_schema(key: pa.Schema, value: pa.Schema) -> pa.Schema:
     return pa.schema([*fields, pa.field(TIME, pa.int64())])
 
 
-def sorted_rows(pieces: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
-    """The rows of `pieces` in the order of a run. Owned memory."""
-    if not pieces:
-        return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
-    groups = pa.concat_arrays([piece.column(0) for piece in pieces]).to_numpy()
-    # A stable order of 16-bit words is a radix sort: a few nanoseconds a row.
-    order = np.argsort(groups, kind="stable")
-    index = pa.array(order)
-    # Column by column, so that only one of them lies in memory twice.
-    arrays = [
-        pa.concat_arrays([piece.column(at) for piece in pieces]).take(index)
-        for at in range(len(schema))
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+def gathered(pieces: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in fewer batches: each costs a kilobyte where it is written."""
+    small: list[pa.RecordBatch] = []
+    rows = 0
+    for piece in pieces:
+        if piece.num_rows == 0:
+            continue
+        small.append(piece)
+        rows += piece.num_rows
+        if rows >= BATCH_ROWS:
+            yield small[0] if len(small) == 1 else pa.concat_batches(small)
+            small, rows = [], 0
+    if small:
+        yield small[0] if len(small) == 1 else pa.concat_batches(small)
+
+
+def log_section(
+    operator_id: str,
+    name: str,
+    declared: dict[str, Any],
+    pieces: Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+) -> Section:
+    """All rows of `pieces`."""
+    first, *more = list(gathered(pieces)) or [no_rows(schema)]
+    return Section(operator_id, name, "log", first, declared, tuple(more))
+
+
+def no_rows(schema: pa.Schema) -> pa.RecordBatch:
+    """The declaration alone."""
+    return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
 
 
 def not_cut(batch: pa.RecordBatch, cut_ns: int) -> pa.RecordBatch:
@@ -77,8 +99,9 @@ def not_cut(batch: pa.RecordBatch, cut_ns: int) -> pa.RecordBatch:
 
 def put_part(store: Store, section: Section, groups: KeyGroupRange) -> LogPart:
     """Make an object of a section with rows; `groups` are those of the subtask."""
-    times = section.batch.column(TIME).to_numpy()
-    body = write_run([section])
+    batches = (section.batch, *section.more)
+    times = [batch.column(TIME).to_numpy() for batch in batches]
+    body = memoryview(encode_run([section]))
     name = f"{FOLDER}/{uuid.uuid4().hex}"
     store.put(name, body)
     return LogPart(
@@ -90,24 +113,22 @@ def put_part(store: Store, section: Section, groups: KeyGroupRange) -> LogPart:
         first_group=groups.start,
         stop_group=groups.stop,
         whole_groups=groups.stop - groups.start,
-        rows=section.batch.num_rows,
-        low_ns=int(times.min()),
-        high_ns=int(times.max()),
+        rows=section.rows,
+        low_ns=min(int(time.min()) for time in times),
+        high_ns=max(int(time.max()) for time in times),
     )
 
 
-def read_part(store: Store, part: LogPart) -> tuple[dict[str, Any], pa.RecordBatch]:
-    """(what was declared, the part's rows); StateError names an object that is damaged."""
+def read_part(store: Store, part: LogPart) -> Iterator[pa.RecordBatch]:
+    """The part's rows, a batch at a time; StateError names an object that is damaged."""
     body = store.get(part.run)
     if len(body) != part.size or zlib.crc32(body) != part.crc:
         raise StateError(
             f"{part.run} is damaged: {len(body)} bytes, crc {zlib.crc32(body):08x}; "
             f"the manifest says {part.size} bytes, crc {part.crc:08x}"
         )
-    for section in read_run(body, {part.operator_id}, part.groups, part.run):
-        if section.name == part.name and section.kind == "log":
-            return section.declared, not_cut(section.batch, part.cut_ns)
-    raise StateError(f"{part.run} does not hold log {part.name} of operator {part.operator_id}")
+    for batch in read_rows(body, part.operator_id, part.name, part.groups, part.run):
+        yield not_cut(batch, part.cut_ns)
 
 
 def store_log(
@@ -116,25 +137,20 @@ def store_log(
     """Write what a checkpoint needs of one log: (section for the subtask's own run, the parts that
     the checkpoint names, bytes put into the store). Tells the log."""
     section = log.section()
+    ids, schema = (log.operator_id, log.name, section.declared), section.batch.schema
     parts = list(log.parts)
     made = []
-    if log.merge:
-        inputs = [read_part(store, parts[at])[1] for at in log.merge]
-        rows = sorted_rows(inputs, section.batch.schema)
-        del inputs
-        merged = []
-        if rows.num_rows:
-            whole = Section(log.operator_id, log.name, "log", rows, section.declared)
-            merged.append(put_part(store, whole, groups))
-            made += merged
-        del rows
-        parts[log.merge.start : log.merge.stop] = merged
-    written = section.batch.nbytes >= PART_BYTES_MIN
+    written = sum(batch.nbytes for batch in (section.batch, *section.more)) >= PART_BYTES_MIN
     if written:
         made.append(put_part(store, section, groups))
         parts.append(made[-1])
-        empty = section.batch.slice(0, 0)
-        section = Section(log.operator_id, log.name, "log", empty, section.declared)
+        section = log_section(*ids, [], schema)
+    if log.merge:
+        pieces = chain.from_iterable(read_part(store, parts[at]) for at in log.merge)
+        whole = log_section(*ids, pieces, schema)
+        merged = [put_part(store, whole, groups)] if whole.rows else []
+        made += merged
+        parts[log.merge.start : log.merge.stop] = merged
     log.stored(parts, written)
     return section, parts, sum(part.size for part in made)
 

@@ -131,7 +131,7 @@ class MemoryBackend(StateBackend):
             mine = replace(self._restored, parts=parts)
             log = MemoryLog(self._operator_id, name, key, value, mine)
             for section in sections:
-                log.restore(section.batch)
+                log.restore(section)
             return log
 
         refuse_keys(f"{self._operator_id}: log {name}", key)

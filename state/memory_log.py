@@ -1,7 +1,7 @@
 """AppendLog of the memory backend: pending rows as they came, and parts by name only.
 
-Appending copies; sorting, filtering and encoding happen in the snapshot thread. What is named,
-written and merged when is decided in state/log_history.py.
+Appending copies; filtering and encoding happen in the snapshot thread. What is named, written and
+merged when is decided in state/log_history.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from penstock.elements.keygroup import GROUP_SHIFT
 from .backend import AppendLog, Hashes, RestoredState, Section
 from .clip import clip_to_groups
 from .log_history import LogHistory, LogPart, LogSeal
-from .log_parts import TIME, group_array, log_schema, not_cut, read_part, sorted_rows
+from .log_parts import TIME, group_array, log_schema, log_section, not_cut, read_part
 
 RESTORE_ROWS = 65_536
 """Rows per batch of a restore."""
@@ -52,12 +52,13 @@ class MemoryLog(AppendLog):
         self._young: list[pa.RecordBatch] = []
         self._is_read = False
 
-    def restore(self, batch: pa.RecordBatch) -> None:
-        """Rows of a section: they are in no part, so they stay pending."""
-        rows = clip_to_groups(batch, self._groups).cast(self._schema)
-        if rows.num_rows:
-            self._add(rows, owned=False)
-            self._young.append(self._kept[-1].rows)
+    def restore(self, section: Section) -> None:
+        """Rows of a section are in no part, so they stay pending."""
+        for batch in (section.batch, *section.more):
+            rows = clip_to_groups(batch, self._groups).cast(self._schema)
+            if rows.num_rows:
+                self._add(rows, owned=False)
+                self._young.append(self._kept[-1].rows)
 
     def append(
         self,
@@ -89,7 +90,8 @@ class MemoryLog(AppendLog):
         self._is_read = True
         for part in self._parts:
             assert self._store is not None
-            yield from self._as_declared(read_part(self._store, part)[1])
+            for rows in read_part(self._store, part):
+                yield from self._as_declared(rows)
         young, self._young = self._young, []
         for rows in young:
             yield from self._as_declared(rows)
@@ -116,10 +118,10 @@ class MemoryLog(AppendLog):
         return SealedMemoryLog(self, history.seal(), pending)
 
     def section_of(self, pending: Sequence[tuple[pa.RecordBatch, int]]) -> Section:
-        """Pending rows in the order of a run; in any thread."""
-        rows = sorted_rows([not_cut(*chunk) for chunk in pending], self._schema)
+        """Pending rows as they came; in any thread."""
         declared = log_declaration(self._key, self._value)
-        return Section(self.operator_id, self.name, "log", rows, declared)
+        pieces = (not_cut(*chunk) for chunk in pending)
+        return log_section(self.operator_id, self.name, declared, pieces, self._schema)
 
     def confirm(self, sealed: LogSeal, parts: Sequence[LogPart], written: bool) -> None:
         """A checkpoint that names `parts` is complete."""

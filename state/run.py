@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -28,20 +28,45 @@ RUN_VERSION = 1
 """Raised when a reader of the old version could misread; readers refuse what they do not know."""
 ALIGNMENT_BYTES = 64
 """Bodies start at multiples of this, as Arrow likes its buffers."""
+FOOTER_BYTES_MAX = 64 * 1024
+"""Room for what is not rows; more is found room for, too."""
 _TRAILER = struct.Struct("<IQ8s")  # crc32 of the footer, its length, magic
 
 
 def write_run(sections: Sequence[Section]) -> bytes:
     """One object with all `sections`. Runs no Python per row."""
-    parts: list[bytes] = [MAGIC]
-    size = len(MAGIC)
+    return bytes(memoryview(encode_run(sections)))
+
+
+def encode_run(sections: Sequence[Section]) -> pa.Buffer:
+    """The same, without a copy."""
+    # Room for all, so that what is written is never moved. Pages count once they are touched.
+    room = pa.allocate_buffer(sum(map(_bytes_max, sections)) + FOOTER_BYTES_MAX)
+    sink = pa.FixedSizeBufferWriter(room)
+    try:
+        _write(sections, sink, room)
+    except (pa.ArrowInvalid, OSError):
+        # The estimate was too low, as it may be for types that nobody has thought of.
+        growing = pa.BufferOutputStream()
+        _write(sections, growing, None)
+        return growing.getvalue()
+    return room.slice(0, sink.tell())
+
+
+def _write(sections: Sequence[Section], sink: pa.NativeFile, room: pa.Buffer | None) -> None:
+    sink.write(MAGIC)
     entries: list[dict[str, Any]] = []
     for section in sections:
-        padding = -size % ALIGNMENT_BYTES
-        body = _encode(section.batch)
-        parts += [bytes(padding), body]
-        entries.append(_entry(section, size + padding, body))
-        size += padding + len(body)
+        sink.write(bytes(-sink.tell() % ALIGNMENT_BYTES))
+        start = sink.tell()
+        body: bytes | memoryview
+        if room is None:
+            body = _encode(section)
+            sink.write(body)
+        else:
+            _encode_into(section, sink)
+            body = memoryview(room)[start : sink.tell()]
+        entries.append(_entry(section, start, body))
     footer = json.dumps(
         {
             "version": RUN_VERSION,
@@ -51,7 +76,7 @@ def write_run(sections: Sequence[Section]) -> bytes:
         },
         separators=(",", ":"),
     ).encode()
-    return b"".join([*parts, footer, _TRAILER.pack(zlib.crc32(footer), len(footer), MAGIC)])
+    sink.write(footer + _TRAILER.pack(zlib.crc32(footer), len(footer), MAGIC))
 
 
 def read_run(
@@ -64,10 +89,9 @@ def read_run(
     sections = []
     for entry in read_footer(data, name)["sections"]:
         if entry["operator"] in wanted:
-            batch = _decode(data, entry, key_groups, name)
-            sections.append(
-                Section(entry["operator"], entry["name"], entry["kind"], batch, entry["declared"])
-            )
+            batch, more = _decode(data, entry, key_groups, name)
+            ids = entry["operator"], entry["name"], entry["kind"]
+            sections.append(Section(*ids, batch, entry["declared"], more))
     return sections
 
 
@@ -93,7 +117,26 @@ def read_footer(data: bytes, name: str = "a run") -> dict[str, Any]:
     return content
 
 
-def _entry(section: Section, offset: int, body: bytes) -> dict[str, Any]:
+def read_rows(
+    data: bytes, operator_id: str, state: str, key_groups: KeyGroupRange, name: str
+) -> Iterator[pa.RecordBatch]:
+    """The rows of one section of a run, a batch at a time."""
+    for entry in read_footer(data, name)["sections"]:
+        if entry["operator"] == operator_id and entry["name"] == state:
+            yield from _batches(data, entry, key_groups, name)
+            return
+    raise StateError(f"{name} does not hold state {state} of operator {operator_id}")
+
+
+def _bytes_max(section: Section) -> int:
+    total = 1024 + 4 * len(json.dumps(section.declared))
+    for batch in (section.batch, *section.more):
+        buffers = sum(len(column.buffers()) for column in batch.columns)
+        total += batch.nbytes + batch.nbytes // 128 + 256 * (buffers + len(batch.schema) + 4)
+    return total
+
+
+def _entry(section: Section, offset: int, body: bytes | memoryview) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "operator": section.operator_id,
         "name": section.name,
@@ -102,39 +145,57 @@ def _entry(section: Section, offset: int, body: bytes) -> dict[str, Any]:
         "offset": offset,
         "length": len(body),
         "crc32": zlib.crc32(body),
-        "rows": section.batch.num_rows,
+        "rows": section.rows,
     }
-    groups = groups_in(section.batch)
-    if groups is not None:
-        entry["groups"] = [groups.start, groups.stop]
+    found = [groups_in(batch) for batch in (section.batch, *section.more)]
+    ranges = [groups for groups in found if groups is not None and groups.start < groups.stop]
+    if ranges:
+        entry["groups"] = [min(g.start for g in ranges), max(g.stop for g in ranges)]
+    elif found[0] is not None:
+        entry["groups"] = [0, 0]
     return entry
 
 
-def _encode(batch: pa.RecordBatch) -> bytes:
+def _encode(section: Section) -> bytes:
     sink = pa.BufferOutputStream()
-    options = ipc.IpcWriteOptions(compression="lz4", use_threads=False)
-    with ipc.new_stream(sink, batch.schema, options=options) as writer:
-        writer.write_batch(batch)
+    _encode_into(section, sink)
     body: bytes = sink.getvalue().to_pybytes()
     return body
 
 
+def _encode_into(section: Section, sink: pa.NativeFile) -> None:
+    options = ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+    with ipc.new_stream(sink, section.batch.schema, options=options) as writer:
+        for batch in (section.batch, *section.more):
+            writer.write_batch(batch)
+
+
 def _decode(
     data: bytes, entry: dict[str, Any], key_groups: KeyGroupRange, name: str
-) -> pa.RecordBatch:
+) -> tuple[pa.RecordBatch, tuple[pa.RecordBatch, ...]]:
+    first, *more = _batches(data, entry, key_groups, name)
+    return first, tuple(more)
+
+
+def _batches(
+    data: bytes, entry: dict[str, Any], key_groups: KeyGroupRange, name: str
+) -> Iterator[pa.RecordBatch]:
+    """At least one, be it empty."""
     start, length = entry["offset"], entry["length"]
     body = memoryview(data)[start : start + length]
     where = f"{name}: state {entry['name']} of operator {entry['operator']}"
     if len(body) != length or zlib.crc32(body) != entry["crc32"]:
         raise StateError(f"{where} is damaged: its checksum is wrong")
     options = ipc.IpcReadOptions(use_threads=False)
+    groups = KeyGroupRange(*entry["groups"]) if "groups" in entry else None
     try:
         with ipc.open_stream(pa.py_buffer(body), options=options) as reader:
-            if "groups" in entry and not key_groups.overlaps(KeyGroupRange(*entry["groups"])):
-                return pa.RecordBatch.from_arrays(
+            if groups is not None and not key_groups.overlaps(groups):
+                yield pa.RecordBatch.from_arrays(
                     [pa.array([], field.type) for field in reader.schema], schema=reader.schema
                 )
-            batch = reader.read_next_batch()
+                return
+            whole = groups is None or key_groups.holds(groups)
+            yield from (batch if whole else clip_to_groups(batch, key_groups) for batch in reader)
     except (pa.ArrowInvalid, OSError, StopIteration) as error:
         raise StateError(f"{where} cannot be read: {error}") from error
-    return clip_to_groups(batch, key_groups) if "groups" in entry else batch

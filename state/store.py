@@ -41,7 +41,7 @@ class Stored:
 class Store(Protocol):
     """Names are a folder and a plain name: `run/5f2c`."""
 
-    def put(self, name: str, body: bytes) -> bool:
+    def put(self, name: str, body: bytes | memoryview) -> bool:
         """Create `name`; False if it exists already, whatever it holds."""
         ...
 
@@ -94,7 +94,7 @@ class LocalStore:
         """Let go of the directory; later calls fail."""
         os.close(self._directory)
 
-    def put(self, name: str, body: bytes) -> bool:
+    def put(self, name: str, body: bytes | memoryview) -> bool:
         """Write aside, fsync, then link: the name appears with all its bytes or not at all."""
         _check(name)
         with self._errors(name):
@@ -105,7 +105,7 @@ class LocalStore:
             finally:
                 self._unlink(staged)
 
-    def _write(self, staged: str, body: bytes) -> None:
+    def _write(self, staged: str, body: bytes | memoryview) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         handle = os.open(staged, flags, 0o644, dir_fd=self._directory)
         try:

@@ -34,7 +34,7 @@ class DroppingStore:
         self.fail: Callable[[str], None] = lambda name: None
         self.fail_after: Callable[[str], None] = lambda name: None
 
-    def put(self, name: str, body: bytes) -> bool:
+    def put(self, name: str, body: bytes | memoryview) -> bool:
         self.fail(name)
         with self._lock:
             if name in self._objects:

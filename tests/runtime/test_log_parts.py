@@ -30,9 +30,9 @@ from penstock.runtime.manifest import (
 )
 from penstock.runtime.messages import Acknowledge, RunRef, SubtaskKey, decode_event, encode
 from penstock.runtime.restore import restore_subtask
-from penstock.state.backend import RestoredState, Section
+from penstock.state.backend import RestoredState
 from penstock.state.log_history import LogPart
-from penstock.state.log_parts import log_schema, put_part, read_part, sorted_rows, store_log
+from penstock.state.log_parts import log_schema, log_section, put_part, read_part, store_log
 from penstock.state.memory import memory_backend
 from penstock.state.store import LocalStore, Store
 from penstock.testing.ledger_book import BookProcessor
@@ -53,9 +53,9 @@ def a_part(store: Store, groups: KeyGroupRange, first: int, count: int = 8) -> L
     spread = np.linspace(groups.start, groups.stop - 1, count).astype(np.uint16)
     text = pa.array([f"row {n}" for n in numbers], pa.large_string())
     arrays = [pa.array(spread), pa.array(numbers), text, pa.array(numbers)]
-    rows = sorted_rows([pa.RecordBatch.from_arrays(arrays, schema=schema)], schema)
+    rows = pa.RecordBatch.from_arrays(arrays, schema=schema)
     declared = {"key": [["k", "int64"]], "value": [["text", "string"]]}
-    return put_part(store, Section("op", "log", "log", rows, declared), groups)
+    return put_part(store, log_section("op", "log", declared, [rows], schema), groups)
 
 
 class Leader:
@@ -139,7 +139,7 @@ def test_a_part_that_was_damaged_is_named_when_a_job_starts() -> None:
     with pytest.raises(StateError, match=part.run):
         read_manifest(leader.store, entry, verify=True)
     with pytest.raises(StateError, match=part.run):
-        read_part(leader.store, part)
+        list(read_part(leader.store, part))
 
 
 def test_what_an_attempt_wrote_and_completed_is_collected_while_it_goes_on() -> None:
