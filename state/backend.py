@@ -135,6 +135,13 @@ class Table(ABC):
         """Forget these keys; unknown ones are ignored."""
 
     @abstractmethod
+    def replace(
+        self, keys: pa.RecordBatch, values: pa.RecordBatch, hashes: Hashes | None = None
+    ) -> None:
+        """Forget all rows and hold these, no key twice: for owners that keep their rows themselves
+        and hand them over at cuts. Does not copy: owned memory, never written again. No TTL."""
+
+    @abstractmethod
     def append(
         self,
         keys: pa.RecordBatch,

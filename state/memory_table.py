@@ -17,13 +17,14 @@ import pyarrow as pa
 
 from penstock.elements.errors import StateError
 from penstock.elements.hash import hash_arrays, refuse_unhashable
-from penstock.elements.keygroup import KeyGroupRange
+from penstock.elements.keygroup import KEY_GROUPS, KeyGroupRange
 from penstock.elements.signals import WATERMARK_MIN
 
 from .appended_rows import AppendedRows, FrozenAppended
 from .backend import Hashes, MergeFunction, Section, Table
 from .clip import clip_to_groups
 from .keyed_rows import FrozenRows, KeyedRows, TableShape
+from .whole_rows import WholeRows
 
 _RESTORE_ROWS = 65_536
 """Rows per step of a restore, so that its temporaries stay small."""
@@ -40,6 +41,8 @@ class MemoryTable(Table):
         self._keyed: KeyedRows | None = None
         self._appended: AppendedRows | None = None
         self._sealed: SealedTable | None = None
+        self._whole: int | None = None
+        """How many rows were handed over whole; they lie in `_sealed`, and nowhere else."""
         self._now_ns = WATERMARK_MIN
         KeyedRows(shape)  # refuses merges that cannot be, when declared
 
@@ -66,6 +69,18 @@ class MemoryTable(Table):
 
     def delete(self, keys: pa.RecordBatch, hashes: Hashes | None = None) -> None:
         self._as_keyed().delete(*self._checked(keys, hashes))
+
+    def replace(
+        self, keys: pa.RecordBatch, values: pa.RecordBatch, hashes: Hashes | None = None
+    ) -> None:
+        assert self._shape.ttl_ns is None
+        assert self._appended is None
+        self._check_types("key", keys, self._shape.key)
+        self._check_types("value", values, self._shape.value)
+        assert keys.num_rows == values.num_rows
+        self._keyed, self._whole = None, keys.num_rows
+        whole = WholeRows(keys, values, hashes)
+        self._sealed = SealedTable(self._operator_id, self._name, self._shape, whole)
 
     def append(
         self,
@@ -104,6 +119,7 @@ class MemoryTable(Table):
     def scan(self) -> Iterator[pa.RecordBatch]:
         if self._appended is not None:
             return iter(self._appended.scan())
+        self._read_whole()
         return iter(self._keyed.scan() if self._keyed is not None else ())
 
     def advance(self, time_ns: int) -> None:
@@ -117,6 +133,8 @@ class MemoryTable(Table):
 
     @property
     def rows(self) -> int:
+        if self._whole is not None:
+            return self._whole
         used = self._appended if self._appended is not None else self._keyed
         return 0 if used is None else used.rows
 
@@ -144,9 +162,18 @@ class MemoryTable(Table):
             self._sealed = SealedTable(self._operator_id, self._name, self._shape, frozen)
         return self._sealed
 
+    def _read_whole(self) -> None:
+        if self._whole is None:
+            return
+        assert self._sealed is not None
+        sealed, self._whole = self._sealed, None
+        self.restore(sealed.section().batch, KeyGroupRange(0, KEY_GROUPS))
+        self._sealed = sealed
+
     def _as_keyed(self, writes: bool = True) -> KeyedRows:
         if self._appended is not None:
             raise StateError(f"{self._shape.title} holds appended rows; probe it instead")
+        self._read_whole()
         if self._keyed is None:
             self._keyed = KeyedRows(self._shape)
             self._keyed.advance(self._now_ns)
@@ -193,13 +220,13 @@ class SealedTable:
         operator_id: str,
         name: str,
         shape: TableShape,
-        frozen: FrozenRows | FrozenAppended | None,
+        frozen: FrozenRows | FrozenAppended | WholeRows | None,
     ) -> None:
         self._operator_id = operator_id
         self._name = name
         self._shape = shape
         # One attribute for both, so that two threads can at worst build the section twice.
-        self._content: FrozenRows | FrozenAppended | Section | None = frozen
+        self._content: FrozenRows | FrozenAppended | WholeRows | Section | None = frozen
 
     def section(self) -> Section:
         """Sorted by hash; built once."""
@@ -211,7 +238,7 @@ class SealedTable:
         self._content = Section(self._operator_id, self._name, "table", batch, declared)
         return self._content
 
-    def _batch(self, frozen: FrozenRows | FrozenAppended | None) -> pa.RecordBatch:
+    def _batch(self, frozen: FrozenRows | FrozenAppended | WholeRows | None) -> pa.RecordBatch:
         names = ["_hash"]
         names += [f"key.{name}" for name in self._shape.key.names]
         names += [f"value.{name}" for name in self._shape.value.names]

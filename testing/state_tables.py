@@ -124,6 +124,17 @@ class _TableFleet:
         for key in self.keys(keys):
             self.model.pop(key, None)
 
+    def replace(self, keys: pa.RecordBatch, values: pa.RecordBatch) -> None:
+        # Of keys that are there twice the last one counts.
+        last = {key: row for row, key in enumerate(self.keys(keys))}
+        at = pa.array(list(last.values()), pa.int64())
+        keys, values = keys.take(at), values.take(at)
+        for subtask in range(self.fleet.parallelism):
+            self.table(subtask).replace(keys.slice(0, 0), values.slice(0, 0))
+        for subtask, hashes, (k, v) in parts(self.fleet, self.hash_of(keys), keys, values):
+            self.table(subtask).replace(k, v, hashes)
+        self.model = dict(zip(self.keys(keys), _plain(values), strict=True))
+
     def keys(self, batch: pa.RecordBatch) -> list[Any]:
         return python_keys(batch, batch.schema.names)
 
@@ -173,6 +184,29 @@ def law_keys_of_equal_hash_stay_apart(factory: BackendFactory, rng: random.Rando
     """The same with a hash that collides nearly always."""
     for make in ("int", "mixed", "nested"):
         _drive_table(factory, rng, make, colliding_hash)
+
+
+def law_rows_that_are_handed_over_whole_are_all_there_are(
+    factory: BackendFactory, rng: random.Random
+) -> None:
+    """`replace` at cuts, with and without other writes in between, through kills and rescaling."""
+    for make, hash_of in (("int", true_hash), ("mixed", colliding_hash), ("nested", true_hash)):
+        maker = KEY_MAKERS[make]
+        tables = _TableFleet(factory, maker(rng, 0).schema, hash_of)
+        for parallelism in (*RESCALES, 1):
+            for step in ("replace", rng.choice(["upsert", "delete", "replace"]), "replace"):
+                keys = maker(rng, rng.choice([0, 3, 50]))
+                if step == "delete":
+                    tables.delete(keys)
+                else:
+                    getattr(tables, step)(keys, _values(rng, keys.num_rows))
+                if rng.random() < 0.5:
+                    # Sealed, then read: neither changes what the next cut holds.
+                    tables.fleet.seal()
+                if rng.random() < 0.5:
+                    tables.check(keys)
+            tables.fleet.restart(parallelism)
+            tables.check(maker(rng, 20))
 
 
 def law_hashes_are_computed_when_they_are_not_given(
