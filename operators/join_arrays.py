@@ -18,6 +18,9 @@ BYTES_MIN = 1 << 16
 HUGE_BYTES_MIN = 1 << 23
 """From here on huge pages are asked for: fewer faults, and fewer misses of random reads."""
 
+SHRINK_FACTOR = 4
+"""Memory is given back where it is this many times what is asked for."""
+
 
 class GrowingArray:
     """`values`: zero where nothing was written, at least as long as was last reserved."""
@@ -38,11 +41,12 @@ class GrowingArray:
         self._resize(size)
 
     def shrink(self, count: int) -> None:
-        """Give back what lies behind twice this many values; they read as zero from then on."""
+        """Give memory back if it holds many times more; values behind twice as many are lost."""
         size = BYTES_MIN
         while size < 2 * count * self._dtype.itemsize:
             size *= 2
-        if size < self._size:
+        # Not at once: who drops rows now and then would grow again each time.
+        if SHRINK_FACTOR * size <= self._size:
             self._resize(size)
 
     def _resize(self, size: int) -> None:

@@ -136,9 +136,10 @@ class PairedRows:
         return sum(side.count for side in self.sides)
 
     def _drop(self) -> None:
-        self._cells.clear()
-        for port, side in enumerate(self.sides):
+        for side in self.sides:
             side.drop()
+        self._cells.clear(*(side.count for side in self.sides))
+        for port, side in enumerate(self.sides):
             if side.count:
                 self._cells.link(port, side.hashes, 0)
 

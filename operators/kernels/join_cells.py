@@ -26,6 +26,8 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 CELLS_MIN = 1024
 """The smallest index; at least half of its cells are empty."""
+CELLS_SPARE = 8
+"""An index this many times too large is given back when it is cleared, not filled again."""
 PAIRS_MAX = 1 << 17
 """Pairs per step: a hot key on both sides fills memory otherwise."""
 
@@ -147,14 +149,23 @@ class CompiledCells:
     """Rows 0, 1, 2, … of LEFT and of RIGHT by hash."""
 
     def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all rows."""
         self._cells = np.zeros(2 * CELLS_MIN, np.uint64)
         self._following = (GrowingArray(np.dtype(np.int32)), GrowingArray(np.dtype(np.int32)))
         self._taken = 0
         self._guess = CELLS_MIN
+
+    def clear(self, left: int, right: int) -> None:
+        """Forget all rows. About so many of either side will be linked again."""
+        cells = CELLS_MIN
+        while cells < 4 * (left + right):
+            cells *= 2
+        if CELLS_SPARE * cells < len(self._cells) // 2:
+            self._cells = np.zeros(2 * cells, np.uint64)
+        else:
+            self._cells[:] = 0
+        for following, rows in zip(self._following, (left, right), strict=True):
+            following.shrink(rows)
+        self._taken = 0
 
     def link(self, port: int, hashes: Hashes, first: int) -> Links:
         """Add rows `first`, `first` + 1, …; per row the newest of the other side, or -1."""

@@ -19,9 +19,9 @@ class PlainCells:
     """Rows by hash; the same interface as CompiledCells."""
 
     def __init__(self) -> None:
-        self.clear()
+        self.clear(0, 0)
 
-    def clear(self) -> None:
+    def clear(self, left: int, right: int) -> None:
         """Forget all rows."""
         # Per side the rows of a hash, and of each row those that were there before it.
         self._rows: tuple[dict[int, list[int]], dict[int, list[int]]] = ({}, {})

@@ -40,7 +40,7 @@ def test_both_forms_pair_what_has_an_equal_hash(
         if port is None:
             kept = [[], []]
             for form in forms:
-                form.clear()
+                form.clear(3, len(rows))
             continue
         hashes = np.array([hash64 for hash64, _ in rows], np.uint64)
         low = np.array([time for _, time in rows], np.int64)
