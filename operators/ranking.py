@@ -5,8 +5,8 @@
 2. `_time` of a change is the latest event time among the rows that caused it.
 3. With a TTL a key is forgotten, its rows staying in the result, once the watermark lies that far
    behind its newest row; what is then added stands beside them.
-The live rows lie in columns by key slot; a barrier writes the slots that changed (R1). Where a word
-per row says which is first, rows contend in compiled code, and only ties are sorted.
+The live rows lie in columns by key slot; a barrier hands them to state (R1). Where a word per row
+says which is first, rows contend in compiled code, and only ties are sorted.
 """
 
 from __future__ import annotations
@@ -130,11 +130,12 @@ class RunningTopProcessor(Processor):
         if self._ttl_ns is not None:
             # Also rows that change nothing keep their key alive.
             np.maximum.at(self._rows.newest, slots, times)
-            self._rows.dirty[slots] = True
+            self._rows.dirty = True
         if self._contest is not None:
             words, rows = self._leading_words(batch), self._rows
-            said = self._contest.hold(slots, words, times, rows.filled, rows.dirty)
+            said = self._contest.hold(slots, words, times, rows.filled)
             if len(said.cells):
+                rows.dirty = True
                 self._say(batch, said)
             if not len(said.tied_rows):
                 return
@@ -209,7 +210,7 @@ class RunningTopProcessor(Processor):
             self._contest.best[cells] = self._leading_words(whole)[moved]
         rows.write(touched[group[moved]] * self._count + after[moved], whole, moved)
         rows.filled[touched] = np.minimum(sizes, self._count)
-        rows.dirty[touched] = True
+        rows.dirty = True
         if self._contest is None:
             self._note_words(touched)
 
@@ -290,7 +291,7 @@ class RunningTopProcessor(Processor):
             self._bar = _kept(self._bar, np.flatnonzero(~silent), len(self._rows.filled))
 
     def before_snapshot(self, checkpoint_id: int) -> None:
-        """Write the keys that changed."""
+        """Hand the rows over."""
         self._rows.save()
 
 

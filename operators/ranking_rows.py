@@ -1,8 +1,8 @@
 """TopRows: the first rows of each key, in columns by (key slot, place), and how they survive.
 
-Promises: a barrier writes the slots that changed since the last one. Up to STORED_BY_RANK_MAX rows
-per key lie in state as a column per rank and value, which costs what the values cost; more of them
-as lists. Not: who is among the first; that is ranking.py's.
+Promises: after a change a barrier hands all slots to state. Up to STORED_BY_RANK_MAX rows per key
+are a column per rank and value, which costs what the values cost; more of them are lists.
+Not: who is among the first; that is ranking.py's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class TopRows:
         self._columns: list[Column] = [column_for(f.type) for f in self.values]
         self.filled = np.zeros(0, np.int64)
         self.newest = np.zeros(0, np.int64)
-        self.dirty = np.zeros(0, np.bool_)
+        self.dirty = False
+        """Whether something is not in state yet."""
 
     def grow(self) -> None:
         """Make room for all slots."""
@@ -47,7 +48,6 @@ class TopRows:
         for column in self._columns:
             column.resize(room * self._count)
         self.filled, self.newest = grown(self.filled, room), grown(self.newest, room)
-        self.dirty = grown(self.dirty, room)
         self.newest[before:] = WATERMARK_MIN
         if self.contest is not None:
             self.contest.room(room)
@@ -97,7 +97,7 @@ class TopRows:
         self.filled = grown(self.filled[slots], room)
         newest = np.full(room, WATERMARK_MIN, np.int64)
         newest[: len(slots)] = self.newest[slots]
-        self.newest, self.dirty = newest, grown(self.dirty[slots], room)
+        self.newest, self.dirty = newest, True
         if self.contest is not None:
             self.contest.keep(slots, room)
 
@@ -107,25 +107,27 @@ class TopRows:
         """Find the rows of the checkpoint; gives their slots."""
         lists = [pa.field(f.name, pa.list_(f.type)) for f in self.values]
         shape = pa.schema([*lists, pa.field(NEWEST, pa.int64())])
-        self._by_rank: Table | None = None
-        if self._count <= STORED_BY_RANK_MAX:
+        self._by_rank = self._count <= STORED_BY_RANK_MAX
+        if self._by_rank:
             ranks = [
                 pa.field(f"{rank}.{f.name}", f.type)
                 for rank in range(self._count)
                 for f in self.values
             ]
             words = [pa.field(FILLED, pa.int64()), pa.field(NEWEST, pa.int64())]
-            self._by_rank = state.table("ranks", keys.schema, pa.schema([*ranks, *words]))
-            for batch in self._by_rank.scan():
+            self._table: Table = state.table("ranks", keys.schema, pa.schema([*ranks, *words]))
+            for batch in self._table.scan():
                 self._restore_ranks(batch, len(keys.schema))
         # Fewer rows, too, lay in lists once: who finds such brings them into columns.
-        if self._by_rank is None or "top" in state.undeclared():
-            self._table = state.table("top", keys.schema, shape)
-            for batch in self._table.scan():
-                slots = self._restore_lists(batch, len(keys.schema))
-                if self._by_rank is not None:
-                    self.dirty[slots] = True
-                    self._table.delete(self.slots.batch(slots), self.slots.hashes(slots))
+        if not self._by_rank or "top" in state.undeclared():
+            lay_in = state.table("top", keys.schema, shape)
+            for batch in lay_in.scan():
+                self._restore_lists(batch, len(keys.schema))
+            if self._by_rank:
+                self.dirty = True
+                lay_in.replace(_no_rows(keys.schema), _no_rows(shape))
+            else:
+                self._table = lay_in
         return np.arange(self.slots.count)
 
     def _restore_ranks(self, batch: pa.RecordBatch, keys: int) -> None:
@@ -140,7 +142,7 @@ class TopRows:
             for column, field in zip(self._columns, self.values, strict=True):
                 column.write(cells, batch.column(f"{rank}.{field.name}").take(at))
 
-    def _restore_lists(self, batch: pa.RecordBatch, keys: int) -> Numbers:
+    def _restore_lists(self, batch: pa.RecordBatch, keys: int) -> None:
         slots = self.slots.add(batch.columns[:keys])
         self.grow()
         self.newest[slots] = fixed_values(batch.column(NEWEST))
@@ -149,41 +151,43 @@ class TopRows:
             lengths = fixed_values(rows.value_lengths()).astype(np.int64)
             column.write(self.cells(slots, lengths), rows.flatten())
             self.filled[slots] = lengths
-        return slots
 
     def save(self) -> None:
-        """Write the slots that changed."""
-        slots = np.flatnonzero(self.dirty[: self.slots.count])
-        if not len(slots):
+        """Hand all rows over, if something changed."""
+        if not self.dirty:
             return
-        self.dirty[:] = False
-        lengths, newest = self.filled[slots], pa.array(self.newest[slots])
-        if self._by_rank is not None:
-            base = slots * self._count
-            columns: list[pa.Array] = []
-            names: list[str] = []
-            for rank in range(self._count):
-                # Cells that no row has had are null.
-                place = rank if self.contest is None else self.contest.places[base + rank]
-                columns += self.values_at(base + place)
-                names += [f"{rank}.{name}" for name in self.values.names]
-            columns += [pa.array(lengths), newest]
-            values = pa.RecordBatch.from_arrays(columns, [*names, FILLED, NEWEST])
-            self._by_rank.upsert(self.slots.batch(slots), values, self.slots.hashes(slots))
-            return
+        self.dirty = False
+        slots = np.arange(self.slots.count)
+        values = self._ranks(slots) if self._by_rank else self._lists(slots)
+        self._table.replace(self.slots.batch(slots), values, self.slots.hashes(slots))
+
+    def _ranks(self, slots: Numbers) -> pa.RecordBatch:
+        base = slots * self._count
+        columns: list[pa.Array] = []
+        names: list[str] = []
+        for rank in range(self._count):
+            # Cells that no row has had are null.
+            place = rank if self.contest is None else self.contest.places[base + rank]
+            columns += self.values_at(base + place)
+            names += [f"{rank}.{name}" for name in self.values.names]
+        columns += [pa.array(self.filled[slots]), pa.array(self.newest[slots])]
+        return pa.RecordBatch.from_arrays(columns, [*names, FILLED, NEWEST])
+
+    def _lists(self, slots: Numbers) -> pa.RecordBatch:
+        lengths = self.filled[slots]
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
         flat = self.values_at(self.cells(slots, lengths))
         lists = [pa.ListArray.from_arrays(offsets, values) for values in flat]
-        names = [*self.values.names, NEWEST]
-        values = pa.RecordBatch.from_arrays([*lists, newest], names)
-        self._table.upsert(self.slots.batch(slots), values, self.slots.hashes(slots))
+        columns = [*lists, pa.array(self.newest[slots])]
+        return pa.RecordBatch.from_arrays(columns, [*self.values.names, NEWEST])
 
     def forget(self, silent: Mask) -> None:
-        """Drop these slots, from state too."""
-        gone = np.flatnonzero(silent)
-        table = self._by_rank if self._by_rank is not None else self._table
-        table.delete(self.slots.batch(gone), self.slots.hashes(gone))
+        """Drop these slots."""
         self.keep(np.flatnonzero(~silent))
+
+
+def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
 
 
 def counting(lengths: npt.NDArray[np.int64]) -> Numbers:

@@ -2,7 +2,8 @@
 
 Beside the accumulators it keeps what was last given of each group, which is what an update takes
 back. That needs no place in state: changes are given before each cut, so after a restart what was
-given last is what the accumulators say. Slots written since the last cut are upserted at the next.
+given last is what the accumulators say. State gets all groups at each cut behind a change, as they
+lie here: finding them again, one by one, would take longer than copying them.
 """
 
 from __future__ import annotations
@@ -89,11 +90,9 @@ class LiveGroups:
         """When each slot was last written to, as the TTL counts."""
         self.is_given = np.zeros(0, np.bool_)
         """Whether readers have a row of it."""
-        self._saved = np.zeros(0, np.bool_)
         self.changed = Marked()
         """Slots written since changes were given."""
-        self._unsaved = Marked()
-        self._gone_keys: list[pa.RecordBatch] = []
+        self._saved = True
         self._room()
 
     def _room(self) -> None:
@@ -104,9 +103,7 @@ class LiveGroups:
             column.resize(room)
         self.touched = grown(self.touched, room)
         self.is_given = grown(self.is_given, room)
-        self._saved = grown(self._saved, room)
         self.changed.room(room)
-        self._unsaved.room(room)
 
     # Writing ----------------------------------------------------------------------------------
 
@@ -140,9 +137,8 @@ class LiveGroups:
     def _write_touched(self, slots: Slots, fresh: Mask, touched: Slots) -> None:
         self.touched[slots] = np.where(fresh, touched, np.maximum(self.touched[slots], touched))
         self.is_given[slots[fresh]] = False
-        self._saved[slots[fresh]] = False
         self.changed.add(slots)
-        self._unsaved.add(slots)
+        self._saved = False
 
     def _added(self, slots: Slots, parts: list[pa.Array]) -> list[pa.Array]:
         twice = pairs(len(slots))
@@ -186,11 +182,8 @@ class LiveGroups:
         """Forget groups."""
         if not len(slots):
             return
-        saved = slots[self._saved[slots]]
-        if len(saved):
-            self._gone_keys.append(self.index.keys_of(saved))
+        self._saved = False
         self.changed.remove(slots)
-        self._unsaved.remove(slots)
         self.is_given[slots] = False
         self.index.remove(slots)
 
@@ -207,21 +200,17 @@ class LiveGroups:
             for column, field in zip(self._parts, self._calls.stored, strict=True):
                 column.write(slots, batch.column(field.name))
             self.touched[slots] = fixed_values(batch.column(TOUCHED))
-            self._saved[slots] = True
 
     def save(self) -> None:
-        """Bring what changed since the last cut into state."""
-        for keys in self._gone_keys:
-            self._table.delete(keys, self._hashes_of(keys))
-        self._gone_keys = []
-        slots = self._unsaved.take()
-        if not len(slots):
+        """Bring the groups into state, if there was any change since the last cut."""
+        if self._saved:
             return
+        self._saved = True
+        slots = self.index.live
         keys = self.index.keys_of(slots)
         columns = [*self.parts_of(slots), pa.array(self.touched[slots])]
         values = pa.RecordBatch.from_arrays(columns, schema=self.value_schema)
-        self._table.upsert(keys, values, self._hashes_of(keys))
-        self._saved[slots] = True
+        self._table.replace(keys, values, self._hashes_of(keys))
 
 
 def pairs(count: int) -> Groups:

@@ -94,7 +94,7 @@ def contest(
 
 @kernel(
     "void(int64, bool_, int64, int64[::1], int64[::1], int64[::1], int64[::1], int64[::1],"
-    " bool_[::1], int64[::1], int16[::1], int64[::1], bool_[::1], int64[::1], int64[::1],"
+    " bool_[::1], int64[::1], int16[::1], int64[::1], int64[::1], int64[::1],"
     " int64[::1], int8[::1], int64[::1], int64[::1], int64[::1], int64[::1])"
 )
 def settle(
@@ -110,7 +110,6 @@ def settle(
     best: Numbers,
     places: npt.NDArray[np.int16],
     filled: Numbers,
-    dirty: Mask,
     said_slot: Numbers,
     said_from: Numbers,
     said_rank: Numbers,
@@ -176,7 +175,6 @@ def settle(
             said_weight[said], said_time[said] = 1, latest[at]
             said += 1
         filled[slot] = size
-        dirty[slot] = True
     totals[0], totals[1] = said, kept
 
 
@@ -226,10 +224,8 @@ class Contest:
         self.best[: len(slots) * count] = best.reshape(-1, count)[slots].reshape(-1)
         self.places[: len(slots) * count] = places.reshape(-1, count)[slots].reshape(-1)
 
-    def hold(
-        self, slots: Numbers, words: Numbers, times: Numbers, filled: Numbers, dirty: Mask
-    ) -> Said:
-        """Let rows contend, and note who is among the first: in `best`, `filled`, `dirty`."""
+    def hold(self, slots: Numbers, words: Numbers, times: Numbers, filled: Numbers) -> Said:
+        """Let rows contend, and note who is among the first: in `best`, `places`, `filled`."""
         count, rows = self._count, len(slots)
         codes, touched, sizes, latest = (np.empty(rows, np.int64) for _ in range(4))
         now, source = np.empty(rows * count, np.int64), np.empty(rows * count, np.int64)
@@ -249,7 +245,7 @@ class Contest:
         totals = np.zeros(2, np.int64)
         settle(
             *(count, self._ranked, found, touched, now, source, sizes, latest, tied),
-            *(self.best, self.places, filled, dirty),
+            *(self.best, self.places, filled),
             *(said[0], said[1], said[2], weights, said[3], kept[0], kept[1], totals),
         )
         changes, stored = int(totals[0]), int(totals[1])
