@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -25,24 +26,113 @@ def sides() -> tuple[ps.Stream[Any], ps.Stream[Any]]:
     return read(p, EVENTS).select("id", "k", "v"), other
 
 
-NEAR = "a.k = b.k AND abs(epoch_ms(a.ts) - epoch_ms(b.ts)) <= 20000 AND a.v < b.v"
-MATCHES = "EXISTS (FROM b WHERE a.k = b.k AND abs(epoch_ms(a.ts) - epoch_ms(b.ts)) <= 20000 "
-QUERIES = {
-    how: f"SELECT coalesce(a.k, b.k), a.id, a.v, b.id, b.v FROM a {how} JOIN b ON {NEAR}"
-    for how in ("inner", "left", "right", "full")
-} | {
-    how: f"SELECT k, id, v FROM a WHERE {'NOT' if how == 'anti' else ''} {MATCHES} AND a.v < b.v)"
-    for how in ("semi", "anti")
-}
+KINDS = ("inner", "left", "right", "full", "semi", "anti")
+NEAR = "l.k = r.k AND abs(epoch_ms(l.ts) - epoch_ms(r.ts)) <= 20000 AND l.v < r.v"
 
 
-@pytest.mark.parametrize("how", list(QUERIES))
-def test_joins_without_bounds_on_their_results(how: str) -> None:
+# Several kinds in one pipeline: each law costs seconds ----------------------------------------
+
+
+def every_kind(
+    join: Callable[[str], ps.Stream[Any]], *columns: str, kinds: tuple[str, ...] = KINDS
+) -> ps.Stream[Any]:
+    """The rows of joins of all kinds, with which kind it was."""
+    made = []
+    for how in kinds:
+        joined = join(how)
+        if how in ("semi", "anti"):
+            joined = joined.with_columns(**{columns[-1]: "CAST(NULL AS BIGINT)"})
+        made.append(joined.select(*columns, how=f"'{how}'"))
+    return made[0].union(*made[1:])
+
+
+def in_sql(ours: str, theirs: str, onto: Callable[[str], str]) -> list[Any]:
+    """What `every_kind` gives: columns of the left side, one of the right, the tables joined."""
+    found = []
+    for how in KINDS:
+        alone = how in ("semi", "anti")
+        keyed = ours if alone else ours.replace("l.g", "coalesce(l.g, r.g)")
+        found.append(f"SELECT {keyed}, {'NULL' if alone else theirs}, '{how}' FROM {onto(how)}")
+    return sql(" UNION ALL ".join(found), **TABLES)
+
+
+@pytest.mark.parametrize("kinds", [("inner", "semi"), ("left", "right", "full", "anti")])
+def test_joins_without_bounds_on_their_results(kinds: tuple[str, ...]) -> None:
     def build() -> ps.Stream[Any]:
         left, right = sides()
-        return left.join(right, on="k", how=how, ttl="20 s", where="v < w")
 
-    assert_same_rows(build, sql(QUERIES[how], **TABLES))
+        def join(how: str) -> ps.Stream[Any]:
+            return left.join(right, on="k", how=how, ttl="20 s", where="v < w")
+
+        return every_kind(join, "id", "other", kinds=kinds)
+
+    expected = in_sql("l.id", "r.id", lambda how: f"a AS l {how} JOIN b AS r ON {NEAR}")
+    assert_same_rows(build, [row for row in expected if row[-1] in kinds])
+
+
+TUMBLED = ("right", "full", "anti")
+
+
+def test_joins_in_windows() -> None:
+    def build() -> ps.Stream[Any]:
+        left, right = sides()
+
+        def join(how: str) -> ps.Stream[Any]:
+            hop = ps.hop("30 seconds", every="10 seconds")
+            window = ps.tumble("20 seconds") if how in TUMBLED else hop
+            return left.join(right, on="k", how=how, where="v < w", window=window)
+
+        return every_kind(join, "id", "other")
+
+    def onto(how: str) -> str:
+        tumbled = how in TUMBLED
+        every, times = (20, 1) if tumbled else (10, 3)
+        left, right = (
+            f"""(SELECT *, time_bucket(INTERVAL '{every} seconds', ts)
+                 - INTERVAL '{every} seconds' * i AS w FROM {name}, range({times}) AS r(i))"""
+            for name in ("a", "b")
+        )
+        return f"""{left} AS l {how} JOIN {right} AS r
+                   ON l.k = r.k AND l.w = r.w AND l.v < r.v"""
+
+    assert_same_rows(build, in_sql("l.id", "r.id", onto))
+
+
+def test_joins_in_intervals() -> None:
+    def build() -> ps.Stream[Any]:
+        left, right = sides()
+
+        def join(how: str) -> ps.Stream[Any]:
+            return left.join(right, on="k", how=how, where="v < w", within=("-4 s", "6 s"))
+
+        return every_kind(join, "id", "other")
+
+    def onto(how: str) -> str:
+        return f"""a AS l {how} JOIN b AS r ON l.k = r.k AND l.v < r.v AND
+            r.ts BETWEEN l.ts - INTERVAL '4 seconds' AND l.ts + INTERVAL '6 seconds'"""
+
+    assert_same_rows(build, in_sql("l.id", "r.id", onto))
+
+
+def test_joins_of_two_streams_that_both_change() -> None:
+    def build() -> ps.Stream[Any]:
+        p = ps.Pipeline("law")
+        ours = read(p, EVENTS).with_columns(g="v % 40").key_by("g")
+        theirs = read(p, MORE, "more").with_columns(g="v % 53").key_by("g")
+        left = ours.aggregate(n="count(*)", ttl=ps.FOREVER, flush="20 ms")
+        right = theirs.aggregate(m="count(*)", ttl=ps.FOREVER, flush="20 ms")
+
+        def join(how: str) -> ps.Stream[Any]:
+            return left.join(right, on="g", how=how, where="n > m + 4", ttl=ps.FOREVER)
+
+        return every_kind(join, "g", "n", "m")
+
+    def onto(how: str) -> str:
+        return f"""(SELECT v % 40 AS g, count(*) AS n FROM a GROUP BY ALL) AS l {how} JOIN
+            (SELECT v % 53 AS g, count(*) AS m FROM b GROUP BY ALL) AS r
+            ON l.g = r.g AND l.n > r.m + 4"""
+
+    assert_same_rows(build, in_sql("l.g, l.n", "r.m", onto))
 
 
 @pytest.mark.parametrize("where", [None, "v < w"])
