@@ -55,7 +55,8 @@ class FirstRowProcessor(Processor):
         self._slots = KeySlots(self._keys)
         self._until = np.zeros(0, np.int64)
         """A key's rows before this are repetitions."""
-        self._dirty = np.zeros(0, np.bool_)
+        self._dirty = False
+        """Whether something is not in state yet."""
         self._looked_ns = WATERMARK_MIN
         for batch in self._table.scan():
             slots = self._added(batch.columns[: len(self._keys.schema)])
@@ -69,7 +70,7 @@ class FirstRowProcessor(Processor):
         slots = self._slots.add(columns)
         room, before = self._slots.capacity, len(self._until)
         if room > before:
-            self._until, self._dirty = grown(self._until, room), grown(self._dirty, room)
+            self._until = grown(self._until, room)
             self._until[before:] = WATERMARK_MIN
         return slots
 
@@ -123,7 +124,7 @@ class FirstRowProcessor(Processor):
                 ttl_ns = FOR_EVER if self._ttl_ns is None else self._ttl_ns
                 # No later than what 64 bits can say: times reach to their end.
                 self._until[slots[first]] = np.minimum(times[first], FOR_EVER - ttl_ns) + ttl_ns
-                self._dirty[slots[first]] = True
+                self._dirty = True
             if self._ttl_ns is None:
                 break
         if given:
@@ -149,22 +150,21 @@ class FirstRowProcessor(Processor):
         slack_ns = 0 if self._by_event_time else self._ttl_ns or 0
         over: Mask = until <= watermark - slack_ns
         if over.any():
-            gone = np.flatnonzero(over)
-            self._table.delete(self._slots.batch(gone), self._slots.hashes(gone))
             keep = np.flatnonzero(~over)
-            until, dirty = self._until[keep], self._dirty[keep]
+            until = self._until[keep]
             self._slots.keep(keep)
-            room = self._slots.capacity
-            self._until, self._dirty = grown(until, room), grown(dirty, room)
+            self._dirty = True
+            self._until = grown(until, self._slots.capacity)
             self._until[len(keep) :] = WATERMARK_MIN
 
     def before_snapshot(self, checkpoint_id: int) -> None:
-        """Write the keys that were given since the last time, and the rows that wait."""
-        slots = np.flatnonzero(self._dirty[: self._slots.count])
-        if len(slots):
+        """Hand over the keys that were given, if there are others now, and the rows that wait."""
+        if self._dirty:
+            self._dirty = False
+            # Keys whose first row still waits were never given.
+            slots = np.flatnonzero(self._until[: self._slots.count] > WATERMARK_MIN)
             until = pa.RecordBatch.from_arrays([pa.array(self._until[slots])], ["until"])
-            self._table.upsert(self._slots.batch(slots), until, self._slots.hashes(slots))
-            self._dirty[:] = False
+            self._table.replace(self._slots.batch(slots), until, self._slots.hashes(slots))
         if self._waiting is not None:
             self._waiting.store()
 
