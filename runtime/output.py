@@ -19,13 +19,17 @@ from .channel import Sender
 from .partition import Router
 
 NEVER_NS = 2**63 - 1
+SHARE_KEPT = 0.9
+"""Of a channel's share of rows after a slice with a smaller one: it falls slowly, rises at once."""
+SHARE_MIN = 1 / 16
+"""Rows that were folded or left out so far may all come next time."""
 
 
 class OutputChannel:
     """One sender with its gathering buffer."""
 
     __slots__ = ("_batch_rows", "_deadline_ns", "_held", "_idle", "_linger_ns", "_rows", "_sender",
-                 "_sent", "_sent_before", "_watermark")  # fmt: skip
+                 "_sent", "_sent_before", "_share", "_watermark", "added")  # fmt: skip
 
     def __init__(self, sender: Sender, batch_rows: int, linger_ns: int) -> None:
         self._sender = sender
@@ -38,9 +42,13 @@ class OutputChannel:
         self._idle = False
         self._sent_before = -1
         self._deadline_ns = NEVER_NS
+        self._share = 1.0
+        self.added = 0
+        """Rows since the last slice was measured."""
 
     def add(self, batch: pa.RecordBatch, now_ns: int) -> None:
         """Gather rows; a full buffer is offered to the sender."""
+        self.added += batch.num_rows
         target = self._target_rows()
         if not self._held and batch.num_rows >= target:
             self._sender.offer(batch)
@@ -58,10 +66,16 @@ class OutputChannel:
         limit = self._sender.unread_limit
         return min(self._batch_rows, max(1, limit // 2)) if limit else self._batch_rows
 
-    @property
-    def unread_limit(self) -> int:
-        """Rows that the reader lets lie unread; 0: any number."""
-        return self._sender.unread_limit
+    def measured(self, rows: int) -> None:
+        """A slice of `rows` is done: the share of it that came this way is remembered."""
+        share = self.added / rows
+        self.added = 0
+        self._share = min(1.0, max(share, self._share * SHARE_KEPT, SHARE_MIN))
+
+    def slice_rows(self, rows: int) -> int:
+        """How many of `rows` to work on, if what comes of them must fit the reader's limit."""
+        limit = self._sender.unread_limit
+        return min(rows, max(1, int(limit / self._share))) if limit else rows
 
     def watermark(self, watermark: int, now_ns: int) -> None:
         """Hold behind gathered rows, or send."""
@@ -171,10 +185,13 @@ class Outputs:
         and the next barrier.
         """
         for channel in self._channels:
-            limit = channel.unread_limit
-            if limit and limit < rows:
-                rows = limit
+            rows = channel.slice_rows(rows)
         return rows
+
+    def measured(self, rows: int) -> None:
+        """A slice of `rows` is done."""
+        for channel in self._channels:
+            channel.measured(max(1, rows))
 
     def flush(self) -> bool:
         """Publish on every channel; False while any channel is full."""

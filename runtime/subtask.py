@@ -44,6 +44,7 @@ from .pace import Pace
 from .progress import Advance, Idle, Progress
 from .progress import Command as ProgressCommand
 from .restore import refuse_undeclared, restore_subtask
+from .run_queue import RunQueue
 from .setup import SubtaskSetup
 from .snapshotter import SealedSubtask, Snapshotter
 from .wiring import splits_of, wire
@@ -109,6 +110,7 @@ class Subtask:
             self._store, setup.link, self._groups, setup.clock, self._name
         )
         self._pace = Pace(int(settings.inflight_ms * 1e6))
+        self._run_queue = RunQueue()
         self._meter = Meter(setup.clock, setup.link, settings.statistics_interval_s)
         self._work: tuple[int, pa.RecordBatch] | None = None
         self._ended = False
@@ -246,12 +248,20 @@ class Subtask:
             self._work = (port, batch.slice(rows))
             batch = batch.slice(0, rows)
         self._setup.progress.set("process")
-        started_ns = self._clock.monotonic_ns()
+        started_ns = self._own_time_ns()
         self._chain.process(batch, port)
-        self._pace.measured(batch.num_rows, self._clock.monotonic_ns() - started_ns)
+        self._measured(batch.num_rows, started_ns)
         limit = self._pace.new_limit()
         if limit is not None:
             self._gate.limit_rows(limit)
+
+    def _own_time_ns(self) -> int:
+        """Goes on while this thread works or sleeps, not while it waits for a processor."""
+        return self._clock.monotonic_ns() - self._run_queue.waited_ns()
+
+    def _measured(self, rows: int, started_ns: int) -> None:
+        self._pace.measured(rows, self._own_time_ns() - started_ns)
+        self._outputs.measured(rows)
 
     def _poll_source(self) -> bool:
         if self._source is None or self._ended or self._paused:
@@ -260,13 +270,13 @@ class Subtask:
             return False
         self._setup.progress.set("poll")
         rows = self._outputs.slice_rows(min(SOURCE_ROWS_MAX, self._pace.slice_rows))
-        started_ns = self._clock.monotonic_ns()
+        started_ns = self._own_time_ns()
         before = self._chain.contexts[0].counters["rows_out"]
         worked = self._source.poll(rows)
         if worked:
             self._idle_due = False
             read = self._chain.contexts[0].counters["rows_out"] - before
-            self._pace.measured(read, self._clock.monotonic_ns() - started_ns)
+            self._measured(read, started_ns)
         else:
             self._source_retry_ns = self._clock.monotonic_ns() + int(SOURCE_RETRY_S * 1e9)
         if self._source.ended:

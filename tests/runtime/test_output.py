@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from penstock.elements.signals import Kind
 from penstock.runtime.channel import ChannelStatistics
-from penstock.runtime.output import NEVER_NS, OutputChannel, Outputs
+from penstock.runtime.output import NEVER_NS, SHARE_MIN, OutputChannel, Outputs
 
 
 class RecordingSender:
@@ -135,6 +135,19 @@ def test_no_more_is_gathered_than_a_slow_reader_can_have_before_it() -> None:
     assert sender.offered == [[1, 2]]
     assert Outputs([output]).slice_rows(100) == 4
     assert Outputs([output]).slice_rows(3) == 3
+
+
+def test_rows_that_come_to_little_may_be_many_though_the_reader_is_slow() -> None:
+    output, sender = channel(batch_rows=100)
+    outputs = Outputs([output])
+    sender.unread_limit = 8
+    for _ in range(40):
+        output.add(rows(1), 0)
+        outputs.measured(1000)
+    assert outputs.slice_rows(1000) == 8 / SHARE_MIN
+    output.add(rows(*range(10)), 0)
+    outputs.measured(10)
+    assert outputs.slice_rows(1000) == 8  # at once, since more may follow
 
 
 def test_an_idle_channel_gives_its_memory_back_and_a_busy_one_does_not() -> None:
