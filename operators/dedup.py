@@ -84,17 +84,20 @@ class FirstRowProcessor(Processor):
         if self._waiting is None:
             self._give(batch, slots, times, np.flatnonzero(maybe))
             return
-        late = maybe & (times <= self._ctx.watermark)
-        if late.any():
-            self._give_in_order(batch.filter(pa.array(late)))
+        if int(times.min()) <= self._ctx.watermark:
+            late = maybe & (times <= self._ctx.watermark)
+            if late.any():
+                self._give_in_order(batch.filter(pa.array(late)))
+                maybe &= ~late
         # Of one key and batch only the earliest can be first, if it is so for ever.
-        waiting = np.flatnonzero(maybe & ~late)
-        self._waiting.add(batch.take(pa.array(self._thinned(batch, slots, waiting))))
+        rows = self._thinned(batch, slots, np.flatnonzero(maybe))
+        every = len(rows) == batch.num_rows
+        self._waiting.add(batch if every else batch.take(pa.array(rows)))
         if self._ttl_ns is None and self._waiting.rows >= self._thin_at:
             self._thin()
 
     def _thinned(self, batch: pa.RecordBatch, slots: Numbers, rows: Numbers) -> Numbers:
-        if self._ttl_ns is not None or len(rows) < 2:
+        if self._ttl_ns is not None or self._slots.distinct(slots[rows]):
             return rows
         found = batch.take(pa.array(rows))
         order = time_order(found, [slots[rows]])

@@ -70,6 +70,10 @@ class KeySlots:
         """The slot of each key; new keys get the next ones."""
         return self._index.add(self.keys.batch(columns), self.keys.hashes(columns))[0]
 
+    def distinct(self, slots: Numbers) -> bool:
+        """Whether no slot is there twice."""
+        return len(slots) == len(self._index.number(slots)[1])
+
     def batch(self, slots: Numbers) -> pa.RecordBatch:
         """The keys of these slots."""
         return self._index.keys_of(slots)
