@@ -19,10 +19,11 @@ from penstock.elements.signals import WATERMARK_MIN
 
 MERGED_PARTS_MIN = 4
 """Fewer neighbours than these are not worth a merge."""
-MERGED_BYTES_MAX = 32 * 1024 * 1024
+MERGED_BYTES_MAX = 8 * 1024 * 1024
 """What one merge reads at most: it is decoded in memory, beside the rows of the operator."""
 FULL_BYTES = MERGED_BYTES_MAX // 2
-"""A part of this size stays as it is, until all its rows are cut off."""
+"""A part of this size stays as it is, until all its rows are cut off: some hundred parts are a few
+kilobytes of a manifest, and rewriting them would cost more than the checkpoint itself."""
 
 
 @dataclass(frozen=True)

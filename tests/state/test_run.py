@@ -12,8 +12,9 @@ import pytest
 
 from penstock.elements.errors import StateError
 from penstock.elements.keygroup import ALL_GROUPS, KeyGroupRange
+from penstock.state import run
 from penstock.state.backend import Section
-from penstock.state.run import read_footer, read_run, write_run
+from penstock.state.run import read_footer, read_rows, read_run, write_run
 
 
 def _keyed(operator: str, name: str, hashes: list[int]) -> Section:
@@ -41,6 +42,58 @@ def test_a_run_gives_back_its_sections() -> None:
         (s.operator_id, s.name, s.kind, s.declared) for s in SECTIONS
     ]
     assert all(a.batch.equals(b.batch) for a, b in zip(read, SECTIONS, strict=True))
+
+
+def test_a_section_of_several_batches_is_read_as_it_was_and_cut_to_key_groups() -> None:
+    batches = [
+        pa.record_batch({"_group": pa.array(groups, pa.uint16()), "value.n": pa.array(numbers)})
+        for groups, numbers in [([7, 2, 9], [0, 1, 2]), ([3], [3]), ([9, 2], [4, 5])]
+    ]
+    log = Section("a", "log", "log", batches[0], {"key": []}, tuple(batches[1:]))
+    body = write_run([*SECTIONS, log])
+    assert read_footer(body)["sections"][-1]["groups"] == [2, 10]
+    assert read_footer(body)["sections"][-1]["rows"] == log.rows == 6
+    for wanted, expected in [
+        (ALL_GROUPS, [0, 1, 2, 3, 4, 5]),
+        (KeyGroupRange(2, 8), [0, 1, 3, 5]),
+        (KeyGroupRange(4, 7), []),
+        (KeyGroupRange(100, 200), []),
+    ]:
+        read = read_run(body, {"a"}, wanted)[-1]
+        found = pa.Table.from_batches([read.batch, *read.more])
+        assert found.column("value.n").to_pylist() == expected
+        rows = pa.Table.from_batches(read_rows(body, "a", "log", wanted, "run/1"))
+        assert rows.column("value.n").to_pylist() == expected
+    with pytest.raises(StateError, match="run/1 does not hold state other of operator a"):
+        list(read_rows(body, "a", "other", ALL_GROUPS, "run/1"))
+
+
+@pytest.mark.parametrize("kind", [pa.utf8(), pa.bool_(), pa.list_(pa.int32()), pa.null()])
+def test_runs_are_written_whole_whatever_the_types(kind: pa.DataType) -> None:
+    # The room for a run is estimated: values that cannot be compressed, and very small batches.
+    values = {
+        pa.utf8(): [f"{n * 2654435761 % 2**32:x}" for n in range(5000)],
+        pa.bool_(): [n * 2654435761 % 7 < 3 for n in range(5000)],
+        pa.list_(pa.int32()): [[n * 48271 % 2147483647] * (n % 3) for n in range(5000)],
+        pa.null(): [None] * 5000,
+    }[kind]
+    whole = pa.record_batch({"value.v": pa.array(values, kind)})
+    for size in (5000, 1):
+        pieces = [whole.slice(at, size) for at in range(0, 5000 if size > 1 else 300, size)]
+        section = Section("a", "s", "operator", pieces[0], {}, tuple(pieces[1:]))
+        body = write_run([section])
+        (read,) = read_run(body, {"a"}, ALL_GROUPS)
+        assert pa.Table.from_batches([read.batch, *read.more]).equals(pa.Table.from_batches(pieces))
+
+
+def test_a_run_that_needs_more_room_than_was_thought_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = write_run(SECTIONS)
+    monkeypatch.setattr(run, "_bytes_max", lambda section: 0)
+    for room in (1, 100, 1000, len(expected) - 1, len(expected)):
+        monkeypatch.setattr(run, "FOOTER_BYTES_MAX", room)
+        assert write_run(SECTIONS) == expected
 
 
 def test_a_run_without_sections_is_a_run() -> None:
