@@ -58,6 +58,8 @@ def in_windows() -> ps.Stream[Any]:
     return keyed.aggregate(
         best="max_by(id, v)", ids="array_agg(id)", bits="bit_xor(v)", line="regr_count(v, id)",
         kinds="approx_count_distinct(v / 10)", span=Span("v"), squares=Squares("v", where="v > 5"),
+        opening="first(id)", closing="last(v) FILTER (WHERE v > 50)", spread="stddev(v)",
+        middle="median(v)", high="quantile(v, 0.9)", every="bool_and(v < 90)", along="corr(v, id)",
     ).drop("window_end")  # fmt: skip
 
 
@@ -86,7 +88,11 @@ CASES: dict[Any, str] = {
     in_windows: """
         SELECT k, time_bucket(INTERVAL 1 MINUTE, ts), (array_agg(id ORDER BY v DESC, id DESC))[1],
         array_agg(id ORDER BY ts, id), bit_xor(v), count(*), count(DISTINCT v // 10),
-        max(v) - min(v), CAST(sum(v * v) FILTER (WHERE v > 5) AS BIGINT)
+        max(v) - min(v), CAST(sum(v * v) FILTER (WHERE v > 5) AS BIGINT),
+        (array_agg(id ORDER BY ts, id))[1],
+        (array_agg(v ORDER BY ts DESC, v DESC) FILTER (WHERE v > 50))[1],
+        stddev(v), CAST(median(v) AS DOUBLE), quantile_cont(v, 0.9), bool_and(v < 90),
+        CASE WHEN NOT isnan(corr(v, id)) THEN corr(v, id) END
         FROM t GROUP BY ALL""",
     without_windows: f"""
         SELECT k, (array_agg(id ORDER BY v, id))[1], string_agg(id::VARCHAR, ',' ORDER BY ts, id),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
+import pyarrow as pa
 from law_data import Event, as_table, events, read, sql
 
 import penstock as ps
@@ -187,6 +188,88 @@ def test_patterns() -> None:
     assert_same_rows(build, expected)
 
 
+def test_orders_samples_and_firsts_of_windows_and_arrival() -> None:
+    def build() -> ps.Stream[Any]:
+        keyed = stream().key_by("k")
+        firsts = keyed.deduplicate(order="arrival")
+        hops = keyed.window(ps.hop("30 seconds", every="20 seconds"))
+        tens = keyed.window(ps.tumble("10 seconds"))
+        steps = keyed.window(ps.cumulate("1 minute", step="30 seconds"))
+        end = "CAST(window_end AS BIGINT)"
+        made = [
+            hops.top(1, by="v desc, id").select("k", "id", till=end),
+            tens.sort(by="v").select("k", "id", till=end),
+            tens.sample(2).select("k", till=end, id="CAST(-1 AS BIGINT)"),
+            steps.rank(by="v", dense_rank="d").select("k", till=end, id="-d"),
+            firsts.select("k", till="CAST(0 AS BIGINT)", id="CAST(0 AS BIGINT)"),
+        ]
+        parts = [one.select("k", "id", "till", part=str(at)) for at, one in enumerate(made)]
+        return parts[0].union(*parts[1:])
+
+    expected = sql(
+        """WITH hops AS (SELECT *, time_bucket(INTERVAL '20 seconds', ts)
+                           - INTERVAL '20 seconds' * i + INTERVAL '30 seconds' AS e
+                         FROM t, range(2) AS r(i) WHERE ts < e),
+             tens AS (SELECT *, time_bucket(INTERVAL '10 seconds', ts) + INTERVAL '10 seconds' AS e
+                      FROM t),
+             steps AS (SELECT *, time_bucket(INTERVAL '60 seconds', ts)
+                         + INTERVAL '30 seconds' * i AS e FROM t, range(1, 3) AS r(i) WHERE ts < e)
+           SELECT k, arg_min(id, (-v, id)), epoch_ns(e), 0 FROM hops GROUP BY k, e
+           UNION ALL SELECT k, id, epoch_ns(e), 1 FROM tens
+           UNION ALL FROM (SELECT k, -1, epoch_ns(e), 2 FROM tens
+             QUALIFY row_number() OVER (PARTITION BY k, e) <= 2)
+           UNION ALL
+             SELECT k, -dense_rank() OVER (PARTITION BY k, e ORDER BY v), epoch_ns(e), 3 FROM steps
+           UNION ALL SELECT DISTINCT k, 0, 0, 4 FROM t""",
+        t=TABLE,
+    )
+    assert_same_rows(build, expected)
+
+
+REGULAR = {
+    "low high": "ac",
+    "low !high mid": "a[^c]*?b",
+    "low mid? ... high": "ab?.*?c",
+    "mid{2,} !low": "b{2,}(?!.*a)",
+    "low+ mid* high?": "a+b*c?",
+}
+"""Patterns as regular expressions over rows as letters."""
+
+
+SKIPS: list[Any] = ["past last row", "to next row"]
+
+
+def test_patterns_of_every_kind() -> None:
+    define = {"low": "v < 35", "mid": "v BETWEEN 35 AND 69", "high": "v >= 70"}
+
+    def build() -> ps.Stream[Any]:
+        keyed = stream().key_by("k")
+        made = []
+        for number, text in enumerate(REGULAR):
+            named = {name: condition for name, condition in define.items() if name in text}
+            found = keyed.match(
+                text,
+                within="1 day",
+                define=named,
+                measures={"rows": "count(low)" if "low" in text else "count(mid)"},
+                skip=SKIPS[number % 2],
+            )
+            made.append(found.select("k", "match_start", "match_end", pattern=str(number)))
+        return made[0].union(*made[1:])
+
+    expected = []
+    for k, rows in by_key().items():
+        letters = "".join("abc"[(e.v >= 35) + (e.v >= 70)] for e in rows)
+        for number, regular in enumerate(map(re.compile, REGULAR.values())):
+            matches: Any = regular.finditer(letters)
+            if SKIPS[number % 2] == "to next row":
+                matches = filter(None, (regular.match(letters, at) for at in range(len(letters))))
+            for match in matches:
+                bounds = (rows[match.start()].ts, rows[match.end() - 1].ts)
+                expected.append((k, *bounds, number))
+    assert_same_rows(build, expected)
+
+
 def test_samples() -> None:
     kept = stream().key_by("v").sample(0.3).select("id").collect()["id"].to_pylist()
     assert 0 < len(kept) < len(EVENTS)
@@ -206,17 +289,40 @@ async def answer(row: Event) -> Answer:
     return Answer(row.id, f"{row.k}{row.v}")
 
 
-@pytest.mark.parametrize("ordered", [True, False])
-def test_async_calls_before_a_window(ordered: bool) -> None:
-    def build() -> ps.Stream[Any]:
-        made = stream().map_async(answer, ordered=ordered, concurrency=20)
-        counts = made.key_by("text").window(ps.tumble("30 seconds")).aggregate(n="count(*)")
-        # A row that its watermark had overtaken would be late, and missing here.
-        return counts.select("text", "window_start", "n")
+TRIED: set[int] = set()
+"""What this process has called for once."""
 
-    expected = sql(
-        """SELECT k || v, time_bucket(INTERVAL '30 seconds', ts) w, count(*)
-           FROM t GROUP BY k, v, w""",
+
+def halting(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Every second batch fails the first time, as a service may."""
+    first = batch["id"][0].as_py()
+    if first % 2 and first not in TRIED:
+        TRIED.add(first)
+        raise ConnectionError("not now")
+    texts = [f"{k}{v}" for k, v in zip(batch["k"].to_pylist(), batch["v"].to_pylist(), strict=True)]
+    return pa.record_batch({"id": batch["id"], "text": pa.array(texts)})
+
+
+def test_async_calls_before_a_window() -> None:
+    def build() -> ps.Stream[Any]:
+        rows = stream()
+        calls: dict[str, Any] = {"batch": 4, "retries": 2, "returns": Answer, "timeout": "20 s"}
+        answers = [
+            rows.map_async(answer, ordered=True, concurrency=20, name="ordered"),
+            rows.map_async(answer, ordered=False, concurrency=20, name="unordered"),
+            rows.map_async(halting, name="halting", **calls),
+        ]
+        counts = []
+        for way, made in enumerate(answers):
+            windows = made.key_by("text").window(ps.tumble("30 seconds"))
+            # A row that its watermark had overtaken would be late, and missing here.
+            counts.append(windows.aggregate(n="count(*)").options(name=f"w{way}"))
+        parts = [one.select("text", "n", way=str(at)) for at, one in enumerate(counts)]
+        return parts[0].union(*parts[1:])
+
+    found = sql(
+        """SELECT k || v, count(*) FROM t
+           GROUP BY k, v, time_bucket(INTERVAL '30 seconds', ts)""",
         t=TABLE,
     )
-    assert_same_rows(build, expected)
+    assert_same_rows(build, [(text, n, way) for text, n in found for way in range(3)])
