@@ -226,19 +226,21 @@ class KeyedProcessor(Processor):
 
     def _run_rows(self, batch: pa.RecordBatch) -> None:
         times = self._enter(batch)
-        items: list[Any] = []
-        owners: list[int] = []
+        self._out.drop()
         # In parts, so that few rows live at once: they stay in the cache, and out of the
         # garbage collector's sight.
         for start in range(0, batch.num_rows, PART_ROWS):
             part = batch.slice(start, PART_ROWS)
+            items: list[Any] = []
+            owners: list[int] = []
             rows, good = decode_good(self._codec, part, self._undecodable)
             if good is None:
                 self._run_part(part, range(start, start + len(rows)), rows, items, owners)
             elif good:
                 part = part.take(pa.array(good, pa.int64()))
                 self._run_part(part, [start + at for at in good], rows, items, owners)
-        self._out.emit(items, owners, times, lambda index, error: self._bad(batch, index, error))
+            self._out.hold(items, owners, lambda index, error: self._bad(batch, index, error))
+        self._out.flush(times)
 
     def _run_part(
         self,

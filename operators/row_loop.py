@@ -28,15 +28,18 @@ RowLoop = Callable[
 _CALL = """
 def make(process, context, row, immutable, {parameters}):
     def run(indices, keys, pages, rows, items, owners):
-        extend = items.extend
+        extend, own = items.extend, owners.append
         for row.index, key, page, given in zip(indices, keys, pages, rows, strict=True):
             row.key = key
             {load}
             made = process(key, given, context)
             if made is not None:
                 extend(made)
-                if len(items) > len(owners):
-                    owners.extend([row.index] * (len(items) - len(owners)))
+                count = len(items) - len(owners)
+                if count == 1:
+                    own(row.index)
+                elif count:
+                    owners.extend([row.index] * count)
             {store}
     return run
 """
