@@ -263,9 +263,10 @@ class AgentHandle:
         if status < 0:
             cause = f"it was killed by {signal.Signals(-status).name}"
         all_gone = bool(select.select([self._liveness], [], [], self._processes_wait_s)[0])
-        # A killed agent leaves its directories and perhaps names of bells.
-        sweep_directories()
-        sweep_stale()
+        if status:
+            # A killed agent leaves its directories and perhaps names of bells.
+            sweep_directories()
+            sweep_stale()
         return AgentLost(self._process.pid, status, cause, all_gone)
 
 

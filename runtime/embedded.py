@@ -7,6 +7,8 @@ import os
 import shutil
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from penstock.dataflow.launcher import JobHandle
 from penstock.dataflow.plan import Plan
 from penstock.dataflow.settings import JobSettings
@@ -30,6 +32,9 @@ class EmbeddedLauncher:
 
         Raises PlanError, SettingsError, ConnectorError or StateError if it cannot start.
         """
+        if settings.state_dir is None:
+            # What goes with this very process need not outlive the machine.
+            settings = replace(settings, durability="process")
         root, remove = _job_directory(plan.name, settings)
         store = LocalStore(root, durability=settings.durability)
 
