@@ -31,7 +31,6 @@ from .join_sides import (
     LATE_RIGHT,
     LEFT,
     RIGHT,
-    Results,
     Side,
     checked_how,
     join_schema,
@@ -109,9 +108,8 @@ class IncrementalJoinProcessor(Processor):
                 Side(LEFT, self._in[LEFT], self._keys),
                 Side(RIGHT, self._in[RIGHT], self._keys),
             )
-            results = Results(*sides, self.out_schema, "inner")
             self._paired = PairedRows(
-                sides, results, ctx.state, self._condition, bounded=self._bounded
+                sides, self.out_schema, ctx.state, self._condition, bounded=self._bounded
             )
         else:
             left, right = (
@@ -369,8 +367,9 @@ class IncrementalJoinProcessor(Processor):
         return ~late
 
     def _with_keys(self, batch: pa.RecordBatch, times: Numbers, port: int) -> Mask | None:
-        usable = without_null_keys(batch, self._keys)
-        return None if usable.all() else usable
+        if not any(batch.column(name).null_count for name in self._keys):
+            return None
+        return without_null_keys(batch, self._keys)
 
     def _range(self, times: Numbers) -> tuple[Numbers, Numbers]:
         """The times, inclusive, of rows that may match."""

@@ -21,8 +21,9 @@ from penstock.elements.signals import TIME_COLUMN
 from .event_times import times_of
 from .grouping import Mask
 from .join_condition import JoinCondition
-from .join_paired_rows import PairedRows, rows_of
+from .join_paired_rows import PairedRows
 from .join_rows import JoinRows, Pairs
+from .join_side_rows import rows_of
 from .join_sides import (
     LATE_RIGHT,
     LEFT,
@@ -75,7 +76,7 @@ class JoinProcessor(Processor):
         self._paired: PairedRows | None = None
         if self._how == "inner":
             self._paired = PairedRows(
-                self.sides, self._results, ctx.state, self._condition, bounded=True
+                self.sides, self.out_schema, ctx.state, self._condition, bounded=True
             )
         else:
             left, right = (

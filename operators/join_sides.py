@@ -14,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from penstock.elements.buffers import fixed_dtype, fixed_values
 from penstock.elements.errors import PlanError
 from penstock.elements.hash import Hashes, hash_columns
 from penstock.elements.signals import TIME_COLUMN
 
 from .event_times import TIME_FIELD, time_array, times_of
+from .kernels.compile import uses_reference
+from .kernels.join_hashes import hash_words
 
 JoinKind = Literal["inner", "left", "right", "full", "semi", "anti"]
 LEFT, RIGHT = 0, 1
@@ -119,18 +122,10 @@ class Results:
         return self._batch(left, right, left, left.num_rows, times)
 
     def beside(
-        self,
-        left: pa.RecordBatch,
-        right: pa.RecordBatch,
-        times_ns: Numbers | None,
-        keyed: pa.RecordBatch | None = None,
+        self, left: pa.RecordBatch, right: pa.RecordBatch, times_ns: Numbers | None
     ) -> pa.RecordBatch:
-        """Equally many rows of both sides, side by side, at these times; keys of the left's rows.
-
-        `keyed` has the keys where the left's rows come without.
-        """
-        keyed = left if keyed is None else keyed
-        return self._batch(left, right, keyed, keyed.num_rows, times_ns)
+        """Equally many rows of both sides, side by side, at these times."""
+        return self._batch(left, right, left, left.num_rows, times_ns)
 
     def alone(self, rows: pa.RecordBatch, port: int, times_ns: Numbers) -> pa.RecordBatch:
         """Rows of one side without a match."""
@@ -161,6 +156,13 @@ class Results:
 
 def key_hashes(batch: pa.RecordBatch, keys: Sequence[str]) -> Hashes:
     """The frozen hash of the keys, by which rows were routed."""
+    if len(keys) == 1 and not uses_reference():
+        column = batch.column(keys[0])
+        if fixed_dtype(column.type) == np.int64 and not column.null_count:
+            # A copy: kernels take writable memory, and a column's is not.
+            words, hashes = fixed_values(column).copy(), np.empty(len(column), np.uint64)
+            hash_words(words, hashes)
+            return hashes
     return hash_columns(batch, list(keys))
 
 

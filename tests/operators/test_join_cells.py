@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from penstock.elements.hash import hash_columns
+from penstock.operators.join_sides import key_hashes
 from penstock.operators.kernels import join_cells
 from penstock.operators.kernels.join_cells import CompiledCells
 from penstock.operators.kernels.join_cells_reference import PlainCells
@@ -76,3 +79,12 @@ def test_more_hashes_than_cells_are_all_found() -> None:
     (index, slots), *_ = cells.pairs(1, cells.link(1, hashes[::-1], 0), None)
     assert index is None
     assert slots.tolist() == list(range(rows))[::-1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-(2**63), 2**63 - 1)))
+def test_the_compiled_hash_of_integers_is_the_frozen_one(values: list[int]) -> None:
+    for kind in (pa.int64(), pa.timestamp("us")):
+        column = pa.array([0, *values], pa.int64()).view(kind).slice(1)
+        batch = pa.RecordBatch.from_arrays([column], ["k"])
+        assert key_hashes(batch, ["k"]).tolist() == hash_columns(batch, ["k"]).tolist()

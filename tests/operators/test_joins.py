@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from penstock.elements.errors import PlanError
-from penstock.operators import join_paired_rows
+from penstock.operators import join_paired_rows, join_side_rows
 from penstock.operators.event_times import with_time
 from penstock.operators.joins import (
     LATE_RIGHT,
@@ -34,7 +34,7 @@ Row = tuple[Any, ...]  # (k, s, number, time) on both sides
 
 @pytest.fixture(autouse=True)
 def _rows_are_dropped_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(join_paired_rows, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(join_side_rows, "BLOCK_ROWS", 4)
     monkeypatch.setattr(join_paired_rows, "DROPPED_ROWS_MIN", 8)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from penstock.operators import join_paired_rows
+from penstock.operators import join_paired_rows, join_side_rows
 from penstock.operators.event_times import with_time
 from penstock.operators.incremental_join import FOREVER_NS, IncrementalJoinProcessor
 from penstock.operators.join_condition import JoinCondition
@@ -89,8 +89,9 @@ def test_pairs_are_those_of_nested_loops(
     monkeypatch: pytest.MonkeyPatch, kind: str, seed: int, small: bool
 ) -> None:
     if small:
-        monkeypatch.setattr(join_paired_rows, "BLOCK_ROWS", 4)
+        monkeypatch.setattr(join_side_rows, "BLOCK_ROWS", 4)
         monkeypatch.setattr(join_paired_rows, "DROPPED_ROWS_MIN", 8)
+        monkeypatch.setattr(join_side_rows, "LOG_ROWS", 7)
         monkeypatch.setattr(join_cells, "PAIRS_MAX", 3)
     timed = kind != "untimed"
     ins = [with_time(s) if timed else s for s in (LEFT_COLUMNS, RIGHT_COLUMNS)]
