@@ -40,14 +40,12 @@ from .keyed_operator import (
 )
 from .processor import MAIN, Processor, ProcessorContext
 from .row_groups import RowGroups
-from .row_input import decode_good, decode_rows
+from .row_input import PART_ROWS, decode_good, decode_rows
 from .row_loop import CELLS_MAX, row_loop
 from .row_outputs import RowOutputs
 from .timer_calls import TimerCalls
 from .timer_service import TimerService
 
-PART_ROWS = 512
-"""Rows that are decoded at once."""
 EVENT_TIMERS, WALL_TIMERS = "event timers", "processing-time timers"
 
 
@@ -239,8 +237,10 @@ class KeyedProcessor(Processor):
             elif good:
                 part = part.take(pa.array(good, pa.int64()))
                 self._run_part(part, [start + at for at in good], rows, items, owners)
-            self._out.hold(items, owners, lambda index, error: self._bad(batch, index, error))
-        self._out.flush(times)
+            self._out.hold(
+                items, owners, times, lambda index, error: self._bad(batch, index, error)
+            )
+        self._out.flush()
 
     def _run_part(
         self,

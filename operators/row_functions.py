@@ -26,7 +26,7 @@ from .error_policy import ErrorPolicy, Fail, Failures, dead_output
 from .event_time_column import has_time, times_of, with_time_field, without_time_field
 from .processor import MAIN, Processor, ProcessorContext
 from .python_operator import declared_schema
-from .row_input import decode_rows
+from .row_input import PART_ROWS, decode_rows
 from .row_outputs import RowOutputs
 
 RowKind = Literal["map", "flat_map", "filter"]
@@ -158,6 +158,13 @@ class RowMapProcessor(_RowFunctionProcessor):
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """Call the function for each row; rows that raise follow the policy."""
+        self._out.drop()
+        for start in range(0, batch.num_rows, PART_ROWS):
+            self._run_part(batch.slice(start, PART_ROWS))
+        self._out.flush()
+        self._row.leave()
+
+    def _run_part(self, batch: pa.RecordBatch) -> None:
         rows, batch = self._decoded(batch)
         items: list[Any] = []
         owners: list[int] = []
@@ -166,32 +173,33 @@ class RowMapProcessor(_RowFunctionProcessor):
         def bad(index: int, error: Exception) -> None:
             self._failures.row(self._method, error, batch.slice(index, 1), row=rows[index])
 
+        call_rows = self._map_rows if self.kind == "map" else self._call_rows
         while start < len(rows):
             try:
-                self._call_rows(rows, start, items, owners)
+                call_rows(rows, start, items, owners)
                 start = len(rows)
             except Exception as error:
                 del items[len(owners) :]
                 bad(self._row.index, error)
                 start = self._row.index + 1
-        self._out.emit(items, owners, self._row.times, bad)
-        self._row.leave()
+        self._out.hold(items, owners, self._row.times, bad)
+
+    def _map_rows(self, rows: list[Any], start: int, items: list[Any], owners: list[int]) -> None:
+        row, call, add, own = self._row, self._call, items.append, owners.append
+        for row.index in range(start, len(rows)):
+            made = call(rows[row.index])
+            if made is None:
+                raise RowError("map must give a row for each; flat_map and filter may leave out")
+            add(made)
+            own(row.index)
 
     def _call_rows(self, rows: list[Any], start: int, items: list[Any], owners: list[int]) -> None:
         row, call = self._row, self._call
-        single = self.kind == "map"
-        for index in range(start, len(rows)):
-            row.index = index
-            made = call(rows[index])
-            if single:
-                if made is None:
-                    raise RowError(
-                        "map must give a row for each; flat_map and filter may leave out"
-                    )
-                items.append(made)
-            elif made is not None:
+        for row.index in range(start, len(rows)):
+            made = call(rows[row.index])
+            if made is not None:
                 items.extend(made)
-            owners.extend([index] * (len(items) - len(owners)))
+                owners.extend([row.index] * (len(items) - len(owners)))
 
 
 class RowFilterProcessor(_RowFunctionProcessor):

@@ -10,6 +10,8 @@ import pyarrow as pa
 from penstock.elements.errors import PlanError
 from penstock.elements.rows import RowCodec
 
+PART_ROWS = 512
+"""Rows that are decoded at once: they stay in the processor's cache until they are encoded."""
 Bad = Callable[[pa.RecordBatch, Exception], None]
 """Told of one undecodable row, as a batch; raises under the policy Fail."""
 

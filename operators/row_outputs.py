@@ -10,7 +10,6 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from penstock.elements.rows import RowCodec, RowError, row_text
@@ -36,7 +35,7 @@ class RowOutputs:
         self._codecs = dict(codecs)
         self._timed = timed
         self._collect = collect
-        self._held: dict[str, tuple[list[pa.RecordBatch], list[npt.NDArray[np.int64]]]] = {}
+        self._held: dict[str, list[pa.RecordBatch]] = {}
         self.schemas: dict[str, pa.Schema] = {
             name: with_time_field(codec.schema) if timed else codec.schema
             for name, codec in codecs.items()
@@ -50,10 +49,16 @@ class RowOutputs:
         bad: Bad,
     ) -> None:
         """Encode and collect; `times[owner]` is the event time of an item."""
-        self.hold(items, owners, bad)
-        self.flush(times)
+        self.hold(items, owners, times, bad)
+        self.flush()
 
-    def hold(self, items: Sequence[Any], owners: Sequence[int], bad: Bad) -> None:
+    def hold(
+        self,
+        items: Sequence[Any],
+        owners: Sequence[int],
+        times: Times | Sequence[int] | None,
+        bad: Bad,
+    ) -> None:
         """Encode, so that the items can go while the processor's cache still has them; collect
         later, by `flush`. What was held and not flushed when `bad` raised is dropped by `drop`."""
         if not items:
@@ -68,22 +73,19 @@ class RowOutputs:
             by_output = {output: rows.without(wrong) for output, rows in by_output.items()}
             made = self._encoded(by_output)
         for output, batch in made.items():
-            batches, indices = self._held.setdefault(output, ([], []))
-            batches.append(batch)
             if self._timed:
-                indices.append(np.array(by_output[output].owners))
+                assert times is not None
+                at = np.array(by_output[output].owners)
+                batch = with_times(batch, np.asarray(times, np.int64)[at])
+            self._held.setdefault(output, []).append(batch)
 
-    def flush(self, times: Times | Sequence[int] | None) -> None:
+    def flush(self) -> None:
         """Collect what is held, one batch per output."""
         if not self._held:
             return
         held, self._held = self._held, {}
-        for output, (batches, indices) in held.items():
-            batch = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
-            if self._timed:
-                assert times is not None
-                batch = with_times(batch, np.asarray(times, np.int64)[np.concatenate(indices)])
-            self._collect(batch, output)
+        for output, batches in held.items():
+            self._collect(batches[0] if len(batches) == 1 else pa.concat_batches(batches), output)
 
     def drop(self) -> None:
         """Forget what is held."""
