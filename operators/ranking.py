@@ -2,7 +2,8 @@
 
 1. After each batch the net of the changes is the first N of all rows so far. A row that falls out
    or changes its rank is taken back just before what takes its place is added.
-2. `_time` of a change is the latest event time among the rows that caused it.
+2. `_time` of a change is the latest event time among the rows that caused it, or just behind the
+   watermark where that has passed it: no change is late.
 3. With a TTL a key is forgotten, its rows staying in the result, once the watermark lies that far
    behind its newest row; what is then added stands beside them.
 The live rows lie in columns by key slot; a barrier hands them to state (R1). Where a word per row
@@ -254,7 +255,8 @@ class RunningTopProcessor(Processor):
         extra = {} if self._rank is None else {self._rank: pa.array(ranks + 1)}
         extra[CHANGE] = weight_array(weights)
         if times is not None:
-            extra[TIME_COLUMN] = time_array(times)
+            # A row that came too late changes what is given as well: from now on.
+            extra[TIME_COLUMN] = time_array(np.maximum(times, self._ctx.watermark + 1))
         columns = [
             extra[name] if name in extra else given.column(name) for name in self.out_schema.names
         ]

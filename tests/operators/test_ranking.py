@@ -145,6 +145,15 @@ def test_silent_keys_are_forgotten_and_begin_anew_beside_what_was_given() -> Non
     assert net(driven.taken(), ["k", "v"]) == counted([(1, 1), (1, 5), (2, 1), (2, 0)])
 
 
+def test_a_late_row_changes_what_is_given_from_now_on() -> None:
+    driven = Harness(top("v", 1, keys=["k"]), [SCHEMA])
+    driven.send(as_batch([(1, "", None, 5, 50)])).advance(60)
+    driven.send(as_batch([(1, "", None, 4, 40)]))
+    changes = tuples(driven.taken(), ["v", "_change", "_time"])
+    assert changes == [(5, 1, 50), (5, -1, 61), (4, 1, 61)]
+    assert driven.rows_behind_watermark == 0
+
+
 @given(batches(), st.integers(1, 3))
 @MODERATE
 def test_a_top_without_key_is_one_list(rows: list[list[Row]], count: int) -> None:
