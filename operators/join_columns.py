@@ -44,6 +44,10 @@ class KeptColumn(ABC):
     def take(self, slots: Slots) -> pa.Array:
         """The values of these slots."""
 
+    def slice(self, start: int, stop: int) -> pa.Array:
+        """The values of the slots from `start` to `stop`, copied."""
+        return self.take(np.arange(start, stop))
+
     @abstractmethod
     def keep(self, slots: Slots) -> None:
         """Drop all slots but these, which are ascending and become 0, 1, 2, …"""
@@ -82,7 +86,7 @@ class Presence:
         self._valid.reserve(first + len(array))
         self._valid.values[first : first + len(array)] = True if valid is None else valid
 
-    def take(self, slots: Slots) -> Mask | None:
+    def take(self, slots: Slots | slice) -> Mask | None:
         """Which of these have a value; None: all."""
         if self._valid is None:
             return None
@@ -112,6 +116,10 @@ class KeptWords(KeptColumn):
 
     def take(self, slots: Slots) -> pa.Array:
         return fixed_array(self.kind, np.take(self._words.values, slots), self._present.take(slots))
+
+    def slice(self, start: int, stop: int) -> pa.Array:
+        present = self._present.take(slice(start, stop))
+        return fixed_array(self.kind, self._words.values[start:stop].copy(), present)
 
     def keep(self, slots: Slots) -> None:
         keep_values(self._words, slots)

@@ -45,7 +45,7 @@ class OneSide:
         self._latest = GrowingArray(np.dtype(np.int64))  # per block
         self._before = WATERMARK_MIN
         self.count = 0
-        self._value_schema = values
+        self._log_schema = pa.schema([*side.key_schema, *values])
         self._logged = 0
         self._unlogged: list[Hashes] = []  # of rows that never go; of others all are kept
         name = "left" if side.port == LEFT else "right"
@@ -160,25 +160,39 @@ class OneSide:
 
     def store(self) -> None:
         """Log what came since the last cut and has not been forgotten since."""
-        hashes = self._hashes.values if self._hashes is not None else all_of(self._unlogged)
-        lag = 0 if self._hashes is not None else self._logged
+        hashes = all_of(self._unlogged) if self._hashes is None else self.hashes[self._logged :]
         for start in range(self._logged, self.count, LOG_ROWS):
-            since = np.arange(start, min(start + LOG_ROWS, self.count))
-            if self._bounded:
-                since = since[self.times[since] >= self._before]
-            times = np.zeros(len(since), np.int64) if self._times is None else self.times[since]
-            keys, values = self.take(since, self.keys), self.take(since, self.values)
-            self._log.append(keys, values, times, hashes[since - lag], owned=True)
+            stop = min(start + LOG_ROWS, self.count)
+            some = hashes[start - self._logged : stop - self._logged]
+            self._store(start, stop, some)
         self._logged = self.count
         self._unlogged = []
 
+    def _store(self, start: int, stop: int, hashes: Hashes) -> None:
+        times = np.zeros(stop - start, np.int64)
+        if self._times is not None:
+            times[:] = self.times[start:stop]
+        stays = times >= self._before
+        if not self._bounded or stays.all():
+            arrays = {name: each.slice(start, stop) for name, each in self._columns.items()}
+        else:
+            slots = start + np.flatnonzero(stays)
+            arrays = {name: each.take(slots) for name, each in self._columns.items()}
+            times, hashes = times[stays], hashes[stays]
+        rows = pa.RecordBatch.from_arrays(list(arrays.values()), schema=self._log_schema)
+        # Of one batch, since a side may have no columns but its keys.
+        keys, values = rows.select(self.keys), rows.select(self.values)
+        self._log.append(keys, values, times, hashes, owned=True)
+
     def restored(self) -> Iterator[tuple[int, Hashes]]:
         """Keeps the rows of the checkpoint; the slot of the first and the hashes, in steps."""
-        schema = pa.schema([*self._side.key_schema, *self._value_schema])
         for stored in self._log.restored():
-            arrays = [stored.column(field.name) for field in schema]
-            arrays = [a if a.type == f.type else a.cast(f.type) for a, f in zip(arrays, schema)]
-            rows = pa.RecordBatch.from_arrays(arrays, schema=schema)
+            arrays = [stored.column(field.name) for field in self._log_schema]
+            arrays = [
+                array if array.type == field.type else array.cast(field.type)
+                for array, field in zip(arrays, self._log_schema, strict=True)
+            ]
+            rows = pa.RecordBatch.from_arrays(arrays, schema=self._log_schema)
             hashes = hash_arrays([rows.column(key) for key in self.keys], rows.num_rows)
             first = self.add(rows, stored.column(TIME_COLUMN).to_numpy(), hashes)
             self._logged, self._unlogged = self.count, []

@@ -47,6 +47,8 @@ def test_values_come_back_as_they_were(kind: pa.DataType, values: list[Any], nul
         assert taken.type == kind
         assert taken.equals(expected)
         taken.validate(full=True)
+        start = seeded.randrange(len(kept) + 1)
+        assert column.slice(start, len(kept)).equals(pa.array(kept[start:], kind))
         if len(some) and not pa.types.is_nested(kind):
             asked = pa.array([seeded.choice(choice) for _ in some], kind)
             rows_asked = np.arange(len(some))[::-1].copy()

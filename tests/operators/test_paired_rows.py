@@ -155,3 +155,13 @@ def test_rows_live_by_the_clock_also_when_it_is_set_back() -> None:
         driven.tick(1500)
     assert driven.processor.rows == [0, 0]
     assert driven.processor.next_wakeup_ns() is None
+
+
+def test_a_side_may_have_no_columns_but_its_key() -> None:
+    left, right = pa.schema([("k", pa.int64())]), pa.schema([("k", pa.int64()), ("r", pa.int64())])
+    join = IncrementalJoinProcessor(FOREVER_NS, ["k"], "inner", left, right)
+    driven = Harness(join, [left, right], out_schemas=join.outputs)
+    driven.send(batch(left, [{"k": 1}, {"k": 1}, {"k": 2}]), LEFT).restart()
+    driven.send(batch(right, [{"k": 1, "r": 7}]), RIGHT).restart()
+    assert driven.rows() == [{"k": 1, "r": 7}] * 2
+    assert driven.processor.rows == [3, 1]
