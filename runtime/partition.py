@@ -9,12 +9,17 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from penstock.dataflow.plan import Edge
+from penstock.elements.buffers import fixed_dtype, fixed_values
 from penstock.elements.hash import hash_columns
-from penstock.elements.keygroup import subtask_of
+from penstock.elements.keygroup import group_to_subtask, subtask_of
+from penstock.operators.kernels.compile import uses_reference
+from penstock.operators.kernels.deal_rows import dealt
 
+Rows = npt.NDArray[np.int64]
 Routed = Sequence[tuple[int, pa.RecordBatch]]
 
 
@@ -66,23 +71,47 @@ class HashRouter:
     def __init__(self, keys: Sequence[str], parallelism: int) -> None:
         self._keys = tuple(keys)
         self._parallelism = parallelism
+        self._table = group_to_subtask(parallelism).copy()
+        self._compiled = self._table.dtype == np.uint8 and not uses_reference()
 
     def __call__(self, batch: pa.RecordBatch) -> Routed:
         if self._parallelism == 1:
             return ((0, batch),)
-        targets = subtask_of(hash_columns(batch, self._keys), self._parallelism)
-        counts = np.bincount(targets, minlength=self._parallelism)
+        order, counts = self._dealt(batch)
         filled = np.flatnonzero(counts)
         if len(filled) == 1:
             return ((int(filled[0]), batch),)
-        # A stable argsort of uint8 is a radix sort, so the order within a target is kept.
-        gathered = batch.take(pa.array(np.argsort(targets, kind="stable")))
+        gathered = batch.take(pa.array(order))
         routed, start = [], 0
         for target, count in enumerate(counts.tolist()):
             if count:
                 routed.append((target, gathered.slice(start, count)))
                 start += count
         return routed
+
+    def _dealt(self, batch: pa.RecordBatch) -> tuple[Rows, Rows]:
+        """(row numbers, target by target; rows per target)."""
+        if not self._compiled:
+            targets = subtask_of(hash_columns(batch, self._keys), self._parallelism)
+            # A stable argsort of uint8 is a radix sort, so the order within a target is kept.
+            order = np.argsort(targets, kind="stable")
+            return order, np.bincount(targets, minlength=self._parallelism)
+        words = _whole_numbers(batch, self._keys)
+        if words is not None:
+            return dealt(words, False, self._table, self._parallelism)
+        return dealt(hash_columns(batch, self._keys), True, self._table, self._parallelism)
+
+
+def _whole_numbers(batch: pa.RecordBatch, keys: Sequence[str]) -> npt.NDArray[np.uint64] | None:
+    """What is hashed of a key that is one column of whole numbers without nulls."""
+    if len(keys) != 1:
+        return None
+    column = batch.column(keys[0])
+    dtype = fixed_dtype(column.type)
+    if dtype is None or dtype.kind not in "iu" or column.null_count:
+        return None
+    wide = fixed_values(column).astype(np.int64 if dtype.kind == "i" else np.uint64, copy=False)
+    return wide.view(np.uint64)
 
 
 def router_of(edge: Edge, parallelism: int, source_index: int, batch_rows: int) -> Router:
