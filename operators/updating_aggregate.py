@@ -165,7 +165,7 @@ class UpdatingAggregateProcessor(Processor):
     def _flush(self) -> None:
         """Give what has changed."""
         self._flush_at = None
-        self._give(np.sort(self._groups.changed.take()))
+        self._give(self._groups.changed.take())
 
     def _give(self, slots: Slots) -> None:
         """Give the changes of these groups."""

@@ -32,6 +32,10 @@ HashesOf = Callable[[pa.RecordBatch], Hashes]
 TOUCHED = "__touched"
 
 
+MARKS_PER_SLOT = 8
+"""So many marks are looked at in the time in which one slot is sorted."""
+
+
 class Marked:
     """A set of slots that is added to per batch and taken out whole."""
 
@@ -61,15 +65,18 @@ class Marked:
             self._torn = True
 
     def take(self) -> Slots:
-        """All of them; none is left."""
+        """All of them, ascending; none is left."""
         if not self._lists:
             return np.zeros(0, np.int64)
-        slots = np.concatenate(self._lists)
-        self._lists = []
-        if self._torn:
-            # A slot that was left out and came back is in two lists.
-            slots = np.unique(slots[self._marks[slots]])
-            self._torn = False
+        lists, self._lists = self._lists, []
+        torn, self._torn = self._torn, False
+        if MARKS_PER_SLOT * sum(map(len, lists)) > len(self._marks):
+            slots = np.flatnonzero(self._marks)
+        else:
+            slots = np.sort(np.concatenate(lists))
+            if torn:
+                # A slot that was left out and came back is in two lists.
+                slots = np.unique(slots[self._marks[slots]])
         self._marks[slots] = False
         return slots
 

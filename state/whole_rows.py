@@ -35,7 +35,8 @@ class WholeRows:
         hashes = self.hashes
         if hashes is None:
             hashes = hash_arrays(self.keys.columns, self.rows)
-        order = np.argsort(hashes, kind="stable")
+        # Keys are there once each, so which of equal hashes comes first does not matter.
+        order = np.argsort(hashes)
         at = pa.array(order)
         keys, values = (
             [_as_in_runs(column).take(at) for column in batch.columns]
