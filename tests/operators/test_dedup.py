@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from analytics_rows import (
@@ -87,6 +88,49 @@ def test_a_late_row_of_a_new_key_is_given_and_that_of_a_known_one_is_not() -> No
     driven.send(as_batch([(1, "", None, 2, 40), (2, "", None, 3, 41), (2, "", None, 4, 70)]))
     driven.restart().end()
     assert [row[3] for row in tuples(driven.taken(), NAMES)] == [1, 3]
+
+
+late_steps = st.lists(
+    st.tuples(
+        st.lists(
+            st.tuples(
+                st.sampled_from([None, 0, 1]),
+                st.sampled_from(["", "x"]),
+                st.just(None),
+                st.sampled_from([0, 1, None]),
+                st.integers(-20, 30),
+            ),
+            max_size=7,
+        ),
+        st.sampled_from([None, 0, 4, 12]),
+        st.booleans(),
+    ),
+    max_size=8,
+)
+
+
+@given(late_steps)
+@MODERATE
+def test_late_rows_are_first_rows_if_nothing_was_given_of_their_key(steps: list[Any]) -> None:
+    driven = Harness(FirstRowProcessor(KEYS, SCHEMA, True), [SCHEMA])
+    watermark, waiting = -30, list[Row]()
+    expected: dict[Row, Row] = {}
+    for rows, further, dies in steps:
+        driven.send(as_batch(rows))
+        late = [row for row in rows if row[-1] <= watermark]
+        waiting += [row for row in rows if row[-1] > watermark]
+        if further is not None:
+            watermark = max(watermark, -25) + further
+            driven.advance(watermark)
+        if dies:
+            driven.restart()
+        certain = [row for row in waiting if row[-1] <= watermark]
+        waiting = [row for row in waiting if row[-1] > watermark]
+        for row in [*sorted(late, key=content), *sorted(certain, key=content)]:
+            expected.setdefault(row[:2], row)
+    for row in sorted(waiting, key=content):
+        expected.setdefault(row[:2], row)
+    assert counted(tuples(driven.end().taken(), NAMES)) == counted(expected.values())
 
 
 def test_many_rows_of_a_key_that_is_not_certain_yet_are_not_all_kept(
