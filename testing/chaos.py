@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,8 @@ KINDS = (ROOT, AGENT, FORK_SERVER, SUBTASK)
 GONE_TIMEOUT_S = 5.0
 """After its root's death a job's processes must be gone within this."""
 POLL_S = 0.05
+PROGRESS_S_MAX = 60.0
+"""A job that does not go on is not waited for longer than this before the next kill."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,15 @@ class Chaos:
         pause_s: tuple[float, float] = (1.0, 3.0),
         log: Path | None = None,
         vary: Mapping[str, Sequence[str]] | None = None,
+        progress: Callable[[], int] | None = None,
     ) -> None:
         """`pause_s`: least and most time between two kills. `log` takes the command's output.
 
         `vary`: environment variables that get another of their values at each start.
+        `progress`: a number that grows as the job goes on. Each second kill waits until it has,
+        so that a slow machine is not killed while it starts again and again.
         """
+        self._progress = progress
         self._vary = dict(vary or {})
         self._command = list(command)
         self._environment = {**os.environ, **environment}
@@ -127,6 +133,7 @@ class Chaos:
         self._log = log
         self.report = ChaosReport()
         self._process: subprocess.Popen[bytes] | None = None
+        self._progressed = 0
 
     def run(self, kill_for_s: float, timeout_s: float, kills_max: int = 10**9) -> ChaosReport:
         """Kill for a while, then let the job end. Raises TimeoutError if it does not."""
@@ -150,10 +157,16 @@ class Chaos:
                 now >= next_kill
                 and now - began < kill_for_s
                 and self.report.total_kills < kills_max
+                and (now >= next_kill + PROGRESS_S_MAX or self._has_progressed())
             ):
                 self._kill_one()
                 next_kill = now + self._random.uniform(*self._pause_s)
             time.sleep(POLL_S)
+
+    def _has_progressed(self) -> bool:
+        if self._progress is None or self.report.total_kills % 2 == 0:
+            return True
+        return self._progress() > self._progressed
 
     def _start(self) -> None:
         if self._process is not None:
@@ -187,6 +200,8 @@ class Chaos:
         except ProcessLookupError:
             return
         self.report.kills[kind] += 1
+        if self._progress is not None:
+            self._progressed = self._progress()
 
     def _wait_gone(self) -> None:
         """The dead root's processes must go by themselves; those that do not are orphans."""

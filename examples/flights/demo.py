@@ -18,7 +18,7 @@ from pathlib import Path
 import data
 import oracle
 
-from penstock.runtime.history import restored_checkpoints
+from penstock.runtime.history import complete_checkpoints, restored_checkpoints
 from penstock.testing.chaos import Chaos, ChaosReport
 
 HERE = Path(__file__).resolve().parent
@@ -95,7 +95,10 @@ def run_and_kill(
             "PENSTOCK_FAILPOINTS": "before-commit-send@controller#3=kill",
             "PENSTOCK_FAILPOINTS_ONCE": once,
         }
-        chaos = Chaos(command, {**environment, **fire}, seed, pause_s=(2.0, 4.0), log=log)
+        chaos = Chaos(
+            command, {**environment, **fire}, seed, pause_s=(2.0, 4.0), log=log,
+            progress=lambda: complete_checkpoints(str(state), "flights"),
+        )  # fmt: skip
         report = chaos.run(kill_for_s=600, timeout_s=600, kills_max=20)
         between = len(os.listdir(once))
     restores = restored_checkpoints(str(state), "flights")
