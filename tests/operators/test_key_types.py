@@ -159,3 +159,41 @@ def test_rows_are_joined_by_keys_of_every_type(kind: pa.DataType) -> None:
         driven = Harness(made, schemas)
         driven.send(batches[0], 0).restart().send(batches[1], 1).restart().end()
         assert taken(driven, "k", "l", "r") == Counter(latest + alone), type(made).__name__
+
+
+def place(value: Any, descending: bool) -> int:
+    """Nulls stand last either way, NaN is greater than all numbers."""
+    if value is None:
+        return 3
+    return 1 if shown(value) != "nan" else 0 if descending else 2
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("kind", KEYS, ids=str)
+def test_rows_stand_in_the_order_of_values_of_every_type(
+    kind: pa.DataType, descending: bool
+) -> None:
+    columns = pa.schema([("k", pa.int64()), ("v", kind), ("n", pa.int64())])
+    schema = with_time(columns)
+    rows = [(n % 3, value, n) for value, n in rows_of(KEYS[kind])]
+    by = "v desc" if descending else "v"
+    expected = []
+    for key in range(3):
+        group = [(v, n) for k, v, n in rows if k == key]
+        # Ties go to the earlier row: sorts are stable, also those that are reversed.
+        plain = [row for row in group if place(row[0], descending) == 1]
+        plain.sort(key=lambda row: row[0], reverse=descending)
+        others = [[row for row in group if place(row[0], descending) == at] for at in (0, 2, 3)]
+        ordered = [*others[0], *plain, *others[1], *others[2]]
+        expected += [(key, n, nth) for nth, (_, n) in enumerate(ordered[:5], 1)]
+    for made in (
+        RunningTopProcessor(["k"], RowOrder(by, schema), 5, schema, "nth"),
+        WindowRankProcessor(
+            Tumble(1000), ["k"], RowOrder(by, schema), schema, 5, {"nth": "row_number"}
+        ),
+    ):
+        driven = Harness(made, [schema])
+        for at in range(0, len(rows), 7):
+            part = rows[at : at + 7]
+            driven.send(batch_of(columns, part, [n for _, _, n in part])).restart()
+        assert taken(driven.end(), "k", "n", "nth") == Counter(expected), type(made).__name__
