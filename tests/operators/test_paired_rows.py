@@ -91,7 +91,8 @@ def test_pairs_are_those_of_nested_loops(
     if small:
         monkeypatch.setattr(join_side_rows, "BLOCK_ROWS", 4)
         monkeypatch.setattr(join_paired_rows, "DROPPED_ROWS_MIN", 8)
-        monkeypatch.setattr(join_side_rows, "LOG_ROWS", 7)
+        monkeypatch.setattr(join_side_rows, "LOG_ROWS", 11)
+        monkeypatch.setattr(join_side_rows, "LOG_TEXT_ROWS", 7)
         monkeypatch.setattr(join_cells, "PAIRS_MAX", 3)
     timed = kind != "untimed"
     ins = [with_time(s) if timed else s for s in (LEFT_COLUMNS, RIGHT_COLUMNS)]
