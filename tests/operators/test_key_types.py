@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from penstock.elements.changelog import with_change
 from penstock.operators.aggregates import Aggregation
 from penstock.operators.asof_join import AsOfJoinProcessor
 from penstock.operators.broadcast_join import BroadcastJoinProcessor
@@ -197,3 +198,69 @@ def test_rows_stand_in_the_order_of_values_of_every_type(
             part = rows[at : at + 7]
             driven.send(batch_of(columns, part, [n for _, _, n in part])).restart()
         assert taken(driven.end(), "k", "n", "nth") == Counter(expected), type(made).__name__
+
+
+EDGES = {
+    "least": "min(v)",
+    "most": "max(v)",
+    "kinds": "count(DISTINCT v)",
+    "opening": "first(v)",
+    "closing": "last(v)",
+    "at_least": "min_by(n, v)",
+    "of_last": "max_by(v, n)",
+    "all": "array_agg(v)",
+}
+
+
+@pytest.mark.parametrize("kind", KEYS, ids=str)
+def test_values_of_every_type_have_a_least_a_last_and_a_number(kind: pa.DataType) -> None:
+    columns = pa.schema([("k", pa.int64()), ("v", kind), ("n", pa.int64())])
+    schema = with_time(columns)
+    rows = [(n % 3, value, n) for value, n in rows_of(KEYS[kind])]
+    expected = Counter[Any]()
+    for key in range(3):
+        values = [value for k, value, _ in rows if k == key]
+        there = [value for value in values if value is not None]
+        ordered = sorted(there, key=lambda v: (shown(v) == "nan", 0 if shown(v) == "nan" else v))
+        least, most = (shown(ordered[0]), shown(ordered[-1])) if ordered else (None, None)
+        at_least = [n for k, v, n in rows if k == key and v is not None and shown(v) == least]
+        edges = (least, most, len(set(map(shown, there))), shown(values[0]), shown(values[-1]))
+        of_last = shown(there[-1]) if there else None
+        listed = tuple(map(shown, values))
+        expected[(key, *edges, min(at_least, default=None), of_last, listed)] += 1
+    for name, make in COUNTED.items():
+        driven = Harness(make(schema, Aggregation(EDGES, schema)), [schema])
+        for at in range(0, len(rows), 7):
+            part = rows[at : at + 7]
+            driven.send(batch_of(columns, part, [n for _, _, n in part])).restart()
+        found: Counter[Any] = Counter()
+        for row in driven.end().taken().to_pylist():
+            values = [shown(row[each]) for each in ("k", *list(EDGES)[:-1])]
+            found[(*values, tuple(map(shown, row["all"])))] += row.get("_change", 1)
+        assert +found == expected, name
+
+
+@pytest.mark.parametrize("kind", KEYS, ids=str)
+def test_values_of_every_type_can_be_taken_back(kind: pa.DataType) -> None:
+    schema = with_change(pa.schema([("k", pa.int64()), ("v", kind), ("n", pa.int64())]))
+    items = {name: text for name, text in EDGES.items() if name not in ("opening", "closing")}
+    made = [UpdatingAggregateProcessor(["k"], Aggregation(items, schema), schema, None, 0)] * 2
+    driven, alone = (Harness(each, [schema]) for each in made)
+    rows = [(n % 3, value, n) for value, n in rows_of(KEYS[kind])]
+    left = [row for row in rows if row[2] % 4]
+    gone = [row for row in rows if not row[2] % 4]
+
+    def send(to: Harness, some: list[Any], sign: int) -> None:
+        to.send(batch_of(schema, [(*row, sign) for row in some]).cast(schema)).restart()
+
+    send(driven, rows, 1)
+    send(driven, gone, -1)
+    send(alone, left, 1)
+    tables = []
+    for each in (driven, alone):
+        table: Counter[str] = Counter()
+        for row in each.end().taken().to_pylist():
+            table[repr([row[name] for name in ("k", *items)])] += row["_change"]
+        tables.append(+table)
+    assert tables[0] == tables[1]
+    assert len(tables[1]) == 3
