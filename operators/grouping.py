@@ -113,7 +113,7 @@ def group_rows(columns: Sequence[pa.Array], rows: int) -> Groups:
     """Groups of rows that are equal in all `columns`; no columns: all rows are one group."""
     assert rows > 0
     if not columns:
-        return Groups(np.zeros(rows, np.int64), 1)
+        return Groups.known(np.zeros(rows, np.int64), np.zeros(1, np.int64), np.array([rows]))
     return Groups.known(*numbered([_numbers(column) for column in columns]))
 
 

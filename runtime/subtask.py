@@ -106,6 +106,8 @@ class Subtask:
         self._chain = Chain(vertex, outputs, by_operator, surroundings, restored.backends)
         head = vertex.operators[0].processor
         self._source = head if isinstance(head, SourceProcessor) else None
+        # Where nothing leaves the process, whoever reads does little else.
+        self._source_rows = SOURCE_ROWS_MAX if setup.senders else 2 * SOURCE_ROWS_MAX
         self._snapshotter = Snapshotter(
             self._store, setup.link, self._groups, setup.clock, self._name
         )
@@ -269,7 +271,7 @@ class Subtask:
         if self._clock.monotonic_ns() < self._source_retry_ns:
             return False
         self._setup.progress.set("poll")
-        rows = self._outputs.slice_rows(min(SOURCE_ROWS_MAX, self._pace.slice_rows))
+        rows = self._outputs.slice_rows(min(self._source_rows, self._pace.slice_rows))
         started_ns = self._own_time_ns()
         before = self._chain.contexts[0].counters["rows_out"]
         worked = self._source.poll(rows)
