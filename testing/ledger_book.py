@@ -13,7 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from penstock.dataflow.graph import BuildContext, Columns, Logic
-from penstock.elements.errors import StateError
+from penstock.elements.errors import EngineError, StateError
+from penstock.elements.hash import hash_columns
+from penstock.elements.keygroup import GROUP_SHIFT
 from penstock.operators.processor import MAIN, Processor, ProcessorContext
 
 KEPT = 60
@@ -53,6 +55,10 @@ class BookProcessor(Processor):
 
     def process(self, batch: pa.RecordBatch, port: int) -> None:
         """A row whose number does not follow from the book is left out, and so is found missing."""
+        groups = hash_columns(batch, ["key"]) >> np.uint64(GROUP_SHIFT)
+        own = self._ctx.key_groups
+        if len(groups) and not own.start <= int(groups.min()) <= int(groups.max()) < own.stop:
+            raise EngineError("the book must run as many times as the operator before it")
         key, nth = batch.column("key").to_numpy(), batch.column("nth").to_numpy()
         follows = nth == self._counts[key] + _ordinal(key) + 1
         np.add.at(self._counts, key, 1)

@@ -92,7 +92,7 @@ def test_a_terminal_shows_rates_lag_checkpoints_restarts_and_back_pressure(here:
         # and the rate is not that of the moment at which statistics arrived.
         assert 400 < int(line[1].replace(",", "")) < 7000, line[0]
         run.until(r"operators +x +rows in +rows out +busy +blocked")
-        run.until(r"count_per_key +1 +[\d,]+ +[\d,]+ +\d+% +\d+%")
+        run.until(r"count_per_key > book +1 +[\d,]+ +[\d,]+ +\d+% +\d+%")
         run.interrupt()
         assert run.end() == 0, run.text
     assert "resume with:" in run.text
