@@ -114,10 +114,14 @@ class LogFleet:
         return made
 
     def completed(self, checkpoint: Checkpoint) -> None:
-        """It counts; what neither it nor the one before it names is deleted."""
+        """It counts."""
         for name in checkpoint.named:
             assert self.store.size(name) is not None, "a checkpoint names what was deleted"
         self.before, self.complete = self.complete, checkpoint
+        self.collect()
+
+    def collect(self) -> None:
+        """Delete what neither the last complete checkpoint nor the one before it names."""
         for stored in self.store.list("run"):
             if stored.name not in self.complete.named | self.before.named:
                 self.store.delete(stored.name)
@@ -186,9 +190,11 @@ def _run_checkpoint(fleet: LogFleet, rng: random.Random) -> None:
         for log in made.logs:
             if rng.random() < 0.8:
                 log.confirm()
-    elif fate < 0.9:
-        for log in made.logs:
+    else:
+        for log in made.logs if fate < 0.9 else ():
             log.discard()
+        # Nobody may build upon what it wrote, whether they have heard of its end or not.
+        fleet.collect()
 
 
 def law_a_sealed_log_does_not_see_what_is_appended_or_cut_later(
