@@ -1,11 +1,12 @@
 """StoredRows: what state holds of the live rows of a join, and what it does not know yet.
 
-Rows that neither change nor are taken back one by one are appended, and expire by their times;
+Rows that neither change nor are taken back one by one are logged, and forgotten by their times;
 others are upserted under numbers, several times dearer in time and memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -61,7 +62,9 @@ class StoredRows:
         extra += [pa.field(ROW_MATCHES, pa.int64())] if counted else []
         self._key_schema = pa.schema(keys if fixed else [*keys, pa.field(ROW_NUMBER, pa.int64())])
         self._value_schema = pa.schema(self._others if fixed else [*self._others, *extra])
-        self._table = state.table(name, self._key_schema, self._value_schema)
+        schemas = self._key_schema, self._value_schema
+        self._log = state.log(f"{name}_rows", *schemas) if fixed else None
+        self._table = None if fixed else state.table(name, *schemas)
         self._next = 0
         self._numbers = np.zeros(0, np.int64)
         self._known = np.zeros(0, np.bool_)
@@ -90,9 +93,9 @@ class StoredRows:
     def removed(self, slots: Numbers) -> None:
         """Called before the rows go."""
         known = slots[self._known[slots]]
-        if len(known) and self._fixed:
+        if len(known) and self._log is not None:
             # At once: a row that comes later may be older, where time is the clock's.
-            self._table.expire(int(self._live.times[known].max()) + 1)
+            self._log.cut(int(self._live.times[known].max()) + 1)
         elif len(known):
             self._gone.append((self._keys(known), self._hashes(known)))
         self._known[slots] = False
@@ -100,23 +103,26 @@ class StoredRows:
 
     def store(self) -> None:
         """Bring it up to date."""
-        for keys, hashes in self._gone:
-            self._table.delete(keys, hashes)
-        self._gone.clear()
+        if self._table is not None:
+            for keys, hashes in self._gone:
+                self._table.delete(keys, hashes)
+            self._gone.clear()
         slots = np.flatnonzero(self._dirty)
         if len(slots):
             self._dirty[slots] = False
             self._known[slots] = True
             keys, values = self._keys(slots), self._values(slots)
-            if self._fixed:
+            if self._log is not None:
                 times, hashes = self._live.times[slots], self._live.hashes[slots]
-                self._table.append(keys, values, times, hashes)
-            else:
+                # A batch of no columns has no rows either; a selection of none keeps them.
+                values = values if self._others else keys.select([])
+                self._log.append(keys, values, times, hashes, owned=True)
+            elif self._table is not None:
                 self._table.upsert(keys, values, self._hashes(slots))
 
     def load(self) -> None:
         """Read back what a cut has."""
-        for stored in self._table.scan():
+        for stored in self._stored():
             keys = [stored.column(key) for key in self._live.keys]
             arrays = [stored.column(f.name) for f in self._live.schema if f.name != TIME_COLUMN]
             fields = [f for f in self._live.schema if f.name != TIME_COLUMN]
@@ -133,6 +139,12 @@ class StoredRows:
             if not self._fixed:
                 self._numbers[slots] = stored.column(ROW_NUMBER).to_numpy()
                 self._next = max(self._next, int(self._numbers[slots].max(initial=-1)) + 1)
+
+    def _stored(self) -> Iterator[pa.RecordBatch]:
+        if self._table is not None:
+            yield from self._table.scan()
+        elif self._log is not None:
+            yield from self._log.restored()
 
     def _keys(self, slots: Numbers) -> pa.RecordBatch:
         arrays = [self._live.array(key, slots) for key in self._live.keys]

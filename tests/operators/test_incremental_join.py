@@ -404,3 +404,14 @@ def test_what_cannot_be_joined_is_refused() -> None:
         JoinCondition("l > 1", L_ROWS, L_ROWS, ["k"])
     with pytest.raises(PlanError, match="no column"):
         JoinCondition("q > 1", L_ROWS, R_ROWS, ["k"])
+
+
+@pytest.mark.parametrize("how", ["left", "semi", "anti"])
+def test_the_other_side_may_have_no_columns_but_its_key(how: str) -> None:
+    right = with_time(pa.schema([("k", pa.int64())]))
+    driven = harness(how, L_ROWS, right)
+    driven.send(rows(right, (1, 100), (3, 100)), RIGHT).restart()
+    driven.send(rows(L_ROWS, (1, 10, 100), (2, 20, 100)), LEFT).restart()
+    expected = {"left": [10, 20], "semi": [10], "anti": [20]}
+    assert [row["l"] for row in driven.rows()] == expected[how]
+    assert driven.processor.rows[RIGHT] == 2
