@@ -22,7 +22,7 @@ from .key_slots import Keys
 from .processor import Processor, ProcessorContext
 from .row_order import Numbers, has_words, sort_words
 
-THIN_COUNT_MAX = 64
+THIN_COUNT_MAX = 16
 """With more rows per key than this, comparing costs more than it saves."""
 KEYS_MAX = 1 << 16
 """Keys of text or of several columns that are told apart before all are forgotten."""

@@ -1,9 +1,9 @@
 """The contest of a batch's rows with the first n of their keys, by one word per row; compiled.
 
-`contest` lists, per slot that rows may enter, what its first n would be; `settle` writes that and
-says what readers must be told. A row keeps its place (a cell) as long as it is among the first n,
-whatever its rank. Slots in which two words are equal are left to the caller, who can tell such rows
-apart. The reference is the general path of operators/ranking.py, which sorts.
+`contest` lists, per slot that rows may enter, what its first n would be; `tell` says what readers
+must hear of it, and `settle` writes it. A row keeps its place (a cell) as long as it is among the
+first n, whatever its rank. Slots in which two words are equal are left to the caller, who can tell
+such rows apart. The reference is the general path of operators/ranking.py, which sorts.
 """
 
 from __future__ import annotations
@@ -93,21 +93,18 @@ def contest(
 
 
 @kernel(
-    "void(int64, bool_, int64, int64[::1], int64[::1], int64[::1], int64[::1], int64[::1],"
-    " bool_[::1], int64[::1], int16[::1], int64[::1], int64[::1], int64[::1],"
-    " int64[::1], int8[::1], int64[::1], int64[::1], int64[::1], int64[::1])"
+    "int64(int64, bool_, int64, int64[::1], int64[::1], int64[::1], int64[::1], bool_[::1],"
+    " int16[::1], int64[::1], int64[::1], int64[::1], int64[::1], int8[::1], int64[::1])"
 )
-def settle(
+def tell(
     count: int,
     ranked: bool,
     found: int,
     touched: Numbers,
-    now: Numbers,
     source: Numbers,
     sizes: Numbers,
     latest: Numbers,
     tied: Mask,
-    best: Numbers,
     places: npt.NDArray[np.int16],
     filled: Numbers,
     said_slot: Numbers,
@@ -115,47 +112,20 @@ def settle(
     said_rank: Numbers,
     said_weight: npt.NDArray[np.int8],
     said_time: Numbers,
-    kept_cell: Numbers,
-    kept_row: Numbers,
-    totals: Numbers,
-) -> None:
-    """Write the slots that change and are not tied. `said_from`: a row of the batch, or -1 - the
-    cell that held it; `kept_cell` gets `kept_row` afterwards. `totals` = (said, kept)."""
-    spare = np.empty(count, np.int64)
-    said, kept = 0, 0
+) -> int:
+    """The changes of slots that are not tied; how many. Of `said_from` a number below 0 is -1 - the
+    cell that holds the row as yet, else it is a row of the batch."""
+    said = 0
     for at in range(found):
-        slot, first, size = touched[at], at * count, sizes[at]
-        stay, come = np.int64(0), 0
-        for rank in range(size):
-            if source[first + rank] >= 0:
-                come += 1
-            else:
-                stay |= np.int64(1) << (-1 - source[first + rank])
-        if tied[at] or come == 0:
+        if tied[at]:
             continue
-        base, had = slot * count, filled[slot]
-        for rank in range(had):
-            spare[rank] = base + places[base + rank]
-        gone, free, fresh = 0, 0, had
-        for rank in range(size):
+        slot, first, base = touched[at], at * count, touched[at] * count
+        had, stay, gone = filled[slot], np.int64(0), 0
+        for rank in range(sizes[at]):
+            if source[first + rank] < 0:
+                stay |= np.int64(1) << (-1 - source[first + rank])
+        for rank in range(sizes[at]):
             of = source[first + rank]
-            cell = np.int64(0)
-            if of < 0:
-                cell = spare[-1 - of]
-            else:
-                # A place that has become free, or else one that no row has had.
-                while free < had and (stay >> free) & 1:
-                    free += 1
-                if free < had:
-                    cell = spare[free]
-                    free += 1
-                else:
-                    cell = base + fresh
-                    fresh += 1
-                kept_cell[kept], kept_row[kept] = cell, of
-                kept += 1
-            best[base + rank] = now[first + rank]
-            places[base + rank] = cell - base
             if of == -1 - rank or (of < 0 and not ranked):
                 continue
             # What is taken back: the row of this rank, or, without ranks, the next that fell out.
@@ -167,15 +137,67 @@ def settle(
                 gone += 1
             if out < had:
                 said_slot[said], said_rank[said] = slot, out
-                said_from[said], said_weight[said] = -1 - spare[out], -1
-                said_time[said] = latest[at]
+                said_from[said] = -1 - (base + places[base + out])
+                said_weight[said], said_time[said] = -1, latest[at]
                 said += 1
             said_slot[said], said_rank[said] = slot, rank
-            said_from[said] = of if of >= 0 else -1 - cell
+            said_from[said] = of if of >= 0 else -1 - (base + places[base - 1 - of])
             said_weight[said], said_time[said] = 1, latest[at]
             said += 1
-        filled[slot] = size
-    totals[0], totals[1] = said, kept
+    return said
+
+
+@kernel(
+    "int64(int64, int64, int64[::1], int64[::1], int64[::1], int64[::1], bool_[::1],"
+    " int64[::1], int16[::1], int64[::1], int64[::1], int64[::1])"
+)
+def settle(
+    count: int,
+    found: int,
+    touched: Numbers,
+    now: Numbers,
+    source: Numbers,
+    sizes: Numbers,
+    tied: Mask,
+    best: Numbers,
+    places: npt.NDArray[np.int16],
+    filled: Numbers,
+    kept_cell: Numbers,
+    kept_row: Numbers,
+) -> int:
+    """Write slots that are not tied; `kept_row` of the batch goes to `kept_cell`, so many."""
+    spare = np.empty(count, np.int16)
+    kept = 0
+    for at in range(found):
+        if tied[at]:
+            continue
+        slot, first, base = touched[at], at * count, touched[at] * count
+        had, stay, free = filled[slot], np.int64(0), 0
+        fresh = had
+        for rank in range(had):
+            spare[rank] = places[base + rank]
+        for rank in range(sizes[at]):
+            if source[first + rank] < 0:
+                stay |= np.int64(1) << (-1 - source[first + rank])
+        for rank in range(sizes[at]):
+            of = source[first + rank]
+            best[base + rank] = now[first + rank]
+            if of < 0:
+                places[base + rank] = spare[-1 - of]
+                continue
+            # A place that has become free, or else one that no row has had.
+            while free < had and (stay >> free) & 1:
+                free += 1
+            if free < had:
+                places[base + rank] = spare[free]
+                free += 1
+            else:
+                places[base + rank] = fresh
+                fresh += 1
+            kept_cell[kept], kept_row[kept] = base + places[base + rank], of
+            kept += 1
+        filled[slot] = sizes[at]
+    return kept
 
 
 class Said(NamedTuple):
@@ -193,7 +215,7 @@ class Said(NamedTuple):
 
 
 class Contest:
-    """The arrays of `contest` and `settle`, by slot, and the calls."""
+    """The arrays of the kernels, by slot, and the calls."""
 
     def __init__(self, count: int, ranked: bool) -> None:
         assert 0 < count <= CONTEST_COUNT_MAX
@@ -241,14 +263,19 @@ class Contest:
         room = 2 * found * count
         said = [np.empty(room, np.int64) for _ in range(4)]
         weights = np.empty(room, np.int8)
-        kept = [np.empty(found * count, np.int64) for _ in range(2)]
-        totals = np.zeros(2, np.int64)
-        settle(
-            *(count, self._ranked, found, touched, now, source, sizes, latest, tied),
-            *(self.best, self.places, filled),
-            *(said[0], said[1], said[2], weights, said[3], kept[0], kept[1], totals),
+        changes = int(
+            tell(
+                *(count, self._ranked, found, touched, source, sizes, latest, tied),
+                *(self.places, filled, said[0], said[1], said[2], weights, said[3]),
+            )
         )
-        changes, stored = int(totals[0]), int(totals[1])
+        kept = [np.empty(found * count, np.int64) for _ in range(2)]
+        stored = int(
+            settle(
+                *(count, found, touched, now, source, sizes, tied),
+                *(self.best, self.places, filled, kept[0], kept[1]),
+            )
+        )
         open_rows = np.zeros(0, np.int64)
         if tied[:found].any():
             open_rows = np.flatnonzero((codes >= 0) & tied[codes])
