@@ -180,7 +180,7 @@ class WindowAggregateProcessor(Processor):
                 windows = windows.take(np.flatnonzero(wanted))
             if not len(windows):
                 continue
-            merged = _by_end(self._folding.merge(windows))
+            merged = self._folding.merge(windows)
             values = [self._values_in(each, low, high, merged) for each in sets]
             items = self._folding.results(merged, values)
             keys = self._folding.result_keys(merged.keys)
@@ -214,13 +214,6 @@ class WindowAggregateProcessor(Processor):
         borders = ends[order][np.flatnonzero(np.diff(piece, append=piece[-1:] + 1))]
         cuts = [after, *np.unique(borders).tolist()]
         return list(itertools.pairwise(cuts))
-
-
-def _by_end(windows: Partials) -> Partials:
-    ends = windows.times
-    if (ends[1:] >= ends[:-1]).all():
-        return windows
-    return windows.take(np.argsort(ends, kind="stable"))
 
 
 def _joined(pieces: list[MultisetRows | None]) -> MultisetRows | None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from penstock.elements.errors import PlanError
 from penstock.operators.aggregates import Aggregation
 from penstock.operators.event_times import TIME_FIELD, TIME_TYPE, time_array
+from penstock.operators.grouping import Groups, group_rows
 
 from .partials import Numbers
 
@@ -46,7 +47,10 @@ def result_batch(
     times = ends - 1 if times_ns is None else times_ns
     columns = [*keys, time_array(starts), time_array(ends), *items, time_array(times)]
     batch = pa.RecordBatch.from_arrays(columns, schema=schema)
-    order = np.argsort(ends, kind="stable")
-    if (order == np.arange(len(order))).all():
+    if (ends[1:] >= ends[:-1]).all():
         return batch
-    return batch.take(pa.array(order))
+    # There are few ends: numbered in their order, rows are sorted by radix.
+    groups = group_rows([pa.array(ends)], len(ends))
+    numbers = np.empty(groups.count, np.int64)
+    numbers[np.argsort(ends[groups.firsts])] = np.arange(groups.count)
+    return batch.take(pa.array(Groups(numbers[groups.codes], groups.count).order))

@@ -277,6 +277,16 @@ def test_many_windows_that_complete_together_are_given_in_pieces(monkeypatch: An
     assert given(driven.end().taken()) == expected(Hop(10, 2), rows)
 
 
+@pytest.mark.parametrize("window", [Hop(10, 2), Cumulate(12, 4), Tumble(5)])
+def test_windows_that_complete_together_are_given_in_the_order_of_their_ends(window: Any) -> None:
+    driven = harness_of(processor(window))
+    times = [57, 3, 30, 4, 58, 1, 44, 31, 9, 45]
+    driven.send(batch([(key, 1.0, 1, "a", time) for time in times for key in range(3)]))
+    ends = driven.end().taken().column("window_end").cast(pa.int64()).to_pylist()
+    assert len(set(ends)) > 3
+    assert ends == sorted(ends)
+
+
 def test_partials_that_pile_up_are_merged(monkeypatch: Any) -> None:
     monkeypatch.setattr("penstock.operators.windows.pane_store.PENDING_ROWS_MAX", 8)
     monkeypatch.setattr("penstock.operators.windows.pane_store.COMPACT_ROWS_MIN", 16)
