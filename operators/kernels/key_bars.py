@@ -92,13 +92,15 @@ class CompiledBars:
 
 
 class PlainBars:
-    """The same by a dict that remembers every key."""
+    """The same by a dict, which is emptied when it has more keys than there are cells."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._best: dict[int, list[int]] = {}
 
     def let_through(self, keys: Words, words: Words) -> Mask:
+        if len(self._best) > CELLS:
+            self.forget()
         listed = list(zip(keys.tolist(), words.tolist(), strict=True))
         for key, word in listed:
             if word < LAST:

@@ -197,6 +197,15 @@ def test_text_keys_are_forgotten_when_there_are_many(monkeypatch: pytest.MonkeyP
     assert driven.taken()["s"].to_pylist() == ["a", "b", "c", "d", "e", "a", "b"]
 
 
+def test_the_plain_form_does_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_bars, "CELLS", 10)
+    plain = PlainBars(1)
+    for start in range(0, 100, 5):
+        keys = np.arange(start, start + 5)
+        assert plain.let_through(keys, keys).all()
+        assert len(plain._best) <= 15
+
+
 def test_there_is_none_by_text_or_for_many_rows() -> None:
     assert thins(("v", True), 3, SCHEMA)
     assert not thins(("s", True), 3, SCHEMA)
