@@ -92,7 +92,8 @@ class OneSide:
         if self._hashes is not None:
             self._hashes.reserve(self.count)
             self._hashes.values[first : self.count] = hashes
-            self._note_latest(first, times)
+            if batch.num_rows:
+                self._note_latest(first, times)
         else:
             self._unlogged.append(hashes)
         return first
