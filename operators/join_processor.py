@@ -1,6 +1,7 @@
 """What joins in windows and intervals have in common; window_join.py and interval_join.py differ.
 
-1. A pair is given as soon as its second row has arrived; `_time` is the later of the two.
+1. A pair is given as soon as its second row has arrived; `_time` is the later of the two, or just
+   behind the watermark where both rows are late in a window that is still open.
 2. A row without a match is given once it can have none any more; its `_time` lies behind the last
    watermark: one nanosecond before its window's end, or the end of its interval.
 3. A row that is late on arrival goes to LATE (left) or LATE_RIGHT as it came, and is counted.
@@ -156,7 +157,7 @@ class JoinProcessor(Processor):
                 index = np.repeat(rows_of(index, slots), shared)
                 slots, mine, theirs = (np.repeat(each, shared) for each in (slots, mine, theirs))
             if len(slots):
-                later = np.maximum(mine, theirs)
+                later = self._times_of_pairs(mine, theirs)
                 self._ctx.collect(paired.results(batch, later, index, slots, port))
 
     def _match(
@@ -187,7 +188,13 @@ class JoinProcessor(Processor):
                 yield index, slots
 
     def _collect_pairs(self, left: pa.RecordBatch, right: pa.RecordBatch) -> None:
-        self._ctx.collect(self._results.pairs(left, right))
+        later = self._times_of_pairs(times_of(left), times_of(right))
+        self._ctx.collect(self._results.beside(left, right, later))
+
+    def _times_of_pairs(self, mine: Numbers, theirs: Numbers) -> Numbers:
+        # A pair behind the watermark would be late for the windows behind this operator.
+        later: Numbers = np.maximum(np.maximum(mine, theirs), self._ctx.watermark + 1)
+        return later
 
     def _collect_alone(self, rows: pa.RecordBatch, port: int, times: Numbers) -> None:
         if rows.num_rows:

@@ -32,6 +32,7 @@ KINDS = ["inner", "left", "right", "full", "semi", "anti"]
 WINDOWS = [Tumble(10), Tumble(7, 3), Hop(10, 5), Hop(9, 4, -3), Hop(4, 10), Cumulate(9, 3, 1)]
 SPANS = [(-5, 10), (0, 0), (3, 7), (-9, -2), (0, 30)]
 WHERE = JoinCondition("l < r", LEFT_SCHEMA, RIGHT_SCHEMA, KEYS)
+LONG_AGO = -(2**62)
 Row = tuple[Any, ...]
 """(k, s, number, time) on both sides"""
 
@@ -152,16 +153,16 @@ def joined(left: list[Any], right: list[Any], how: str, pairs: list[Any]) -> Cou
 
 
 def in_windows(left: list[Any], right: list[Any], how: str, where: bool) -> Counter[Any]:
-    """Both sides are (row, the windows it counts in)."""
-    lefts = [(row, w) for row, windows in left for w in windows]
-    rights = [(row, w) for row, windows in right for w in windows]
+    """Both sides are (row, the windows it counts in, the watermark when it came)."""
+    lefts = [(row, w, passed) for row, windows, passed in left for w in windows]
+    rights = [(row, w, passed) for row, windows, passed in right for w in windows]
     pairs = [
-        (i, j, max(a[3], b[3]))
-        for i, (a, wa) in enumerate(lefts)
-        for j, (b, wb) in enumerate(rights)
+        (i, j, max(a[3], b[3], before + 1, then + 1))
+        for i, (a, wa, before) in enumerate(lefts)
+        for j, (b, wb, then) in enumerate(rights)
         if wa == wb and matches(a, b, where)
     ]
-    sides = [[(row, w[1] - 1) for row, w in side] for side in (lefts, rights)]
+    sides = [[(row, w[1] - 1) for row, w, _ in side] for side in (lefts, rights)]
     return joined(sides[LEFT], sides[RIGHT], how, pairs)
 
 
@@ -190,7 +191,9 @@ def made_of(within: Any, how: str, where: bool) -> JoinProcessor:
 def oracle(within: Any, left: list[Row], right: list[Row], how: str, where: bool) -> Counter[Any]:
     if isinstance(within, tuple):
         return in_spans(within, left, right, how, where)
-    sides = [[(row, windows_of(within, row[3])) for row in side] for side in (left, right)]
+    sides = [
+        [(row, windows_of(within, row[3]), LONG_AGO) for row in side] for side in (left, right)
+    ]
     return in_windows(*sides, how, where)
 
 
@@ -223,7 +226,7 @@ def test_late_rows_take_no_part_where_it_is_too_late_and_are_not_lost(
     how: str, steps: list[Any], within: Any, where: bool
 ) -> None:
     driven = drive(made_of(within, how, where), steps)
-    watermark = -(2**62)
+    watermark = LONG_AGO
     taken: tuple[list[Any], list[Any]] = ([], [])
     late: tuple[list[Row], list[Row]] = ([], [])
     for what, given_ in steps:
@@ -236,8 +239,8 @@ def test_late_rows_take_no_part_where_it_is_too_late_and_are_not_lost(
             if over:
                 late[what].append(row)
             else:
-                taken[what].append((row, open_))
-    rows = [[row for row, _ in side] for side in taken]
+                taken[what].append((row, open_, watermark))
+    rows = [[row for row, _, _ in side] for side in taken]
     if isinstance(within, tuple):
         expected = in_spans(within, *rows, how, where)
     else:
