@@ -29,6 +29,7 @@ from .manifest import (
     inline_surplus,
     manifest_name,
     manifest_of,
+    refuse_changed_end,
     refuse_dropped_state,
 )
 from .messages import Acknowledge, RunRef
@@ -138,6 +139,7 @@ class CheckpointStore:
             self.manifest = None
             return None
         entry, self.manifest = chosen
+        refuse_changed_end(self.manifest, self._plan)
         if not self._settings.allow_dropped_state:
             refuse_dropped_state(self.manifest, self._plan)
         return entry

@@ -17,6 +17,7 @@ import msgspec
 from penstock.dataflow.plan import Plan, Vertex
 from penstock.elements.errors import StateError
 from penstock.elements.keygroup import KEY_GROUPS, KeyGroupRange
+from penstock.elements.signals import BarrierFlag
 from penstock.state.log_history import LogPart
 from penstock.state.store import Store
 
@@ -252,6 +253,22 @@ def finished_vertices(manifest: Manifest, plan: Plan) -> set[str]:
         if records and all(r.finished for r in records) and before <= finished:
             finished.add(vertex.id)
     return finished
+
+
+def refuse_changed_end(manifest: Manifest, plan: Plan) -> None:
+    """StateError when a job that had ended would go on: a FINAL checkpoint has nothing by key."""
+    if BarrierFlag.FINAL not in BarrierFlag(manifest.flags):
+        return
+    left = {vertex.id: vertex for vertex in plan.vertices}
+    for ended in finished_vertices(manifest, plan):
+        del left[ended]
+    if left:
+        names = ", ".join(vertex.name for vertex in left.values())
+        raise StateError(
+            f"all rows had been processed at checkpoint {manifest.id}, and its state is not kept; "
+            f"the program has changed and would run on: {names}\n"
+            "  Run the program that it was, or begin anew with --fresh."
+        )
 
 
 def refuse_dropped_state(manifest: Manifest, plan: Plan) -> None:

@@ -44,6 +44,8 @@ class SealedSubtask:
     """Of each operator of the chain: in another program it may stand in another chain."""
     watermark: int
     finished: bool
+    final: bool
+    """All subtasks have ended: what they held by key is of no use to anybody any more."""
     seen_splits: dict[str, list[str]]
     owes_commit: bool
     aligned_ms: float
@@ -107,11 +109,12 @@ class Snapshotter:
     def _write(self, sealed: SealedSubtask) -> None:
         sections = [watermark_section(i, self._groups, mark) for i, mark in sealed.watermarks]
         for _, snapshot in sealed.operators:
-            sections.extend(snapshot.sections())
+            sections.extend(snapshot.lists() if sealed.final else snapshot.sections())
+        logs = [log for _, snapshot in sealed.operators for log in snapshot.logs()]
         failpoint("before-upload", self._name)
         parts: list[LogPart] = []
         written = 0
-        for log in [log for _, snapshot in sealed.operators for log in snapshot.logs()]:
+        for log in logs if not sealed.final else []:
             section, named, size = store_log(self._store, log, self._groups)
             sections.append(section)
             parts += named

@@ -353,6 +353,7 @@ class Subtask:
                 watermarks=self._watermarks(),
                 watermark=self._progress.watermark,
                 finished=self._ended,
+                final=BarrierFlag.FINAL in flags,
                 seen_splits=seen,
                 owes_commit=bool(self._chain.pending_commits()),
                 aligned_ms=aligned_ms,

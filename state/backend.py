@@ -91,6 +91,10 @@ class Snapshot(Protocol):
         (GIL convoy)."""
         ...
 
+    def lists(self) -> Sequence[Section]:
+        """The operator lists of `sections()`: all that a job which has ended may still need."""
+        ...
+
     def logs(self) -> Sequence[SealedLog]:
         """The logs. They build their sections one by one, since these are large."""
         ...

@@ -208,6 +208,10 @@ class MemorySnapshot:
         """Build the sections of all but the logs; safe in another thread."""
         return [sealed.section() for sealed in self._sealed]
 
+    def lists(self) -> Sequence[Section]:
+        """The sections of operator lists."""
+        return [each.section() for each in self._sealed if isinstance(each, SealedList)]
+
     def logs(self) -> Sequence[SealedMemoryLog]:
         """Those build theirs one by one."""
         return self._logs

@@ -13,7 +13,13 @@ from penstock.runtime import manifest as manifests
 from penstock.runtime.checkpoint import StoreCheckpoint
 from penstock.runtime.checkpoint_store import CheckpointStore
 from penstock.runtime.log import UncertainLog
-from penstock.runtime.manifest import decode_manifest, encode_manifest, finished_vertices
+from penstock.runtime.manifest import (
+    Manifest,
+    decode_manifest,
+    encode_manifest,
+    finished_vertices,
+    refuse_changed_end,
+)
 from penstock.runtime.messages import Acknowledge, RunRef, SubtaskKey
 from penstock.runtime.retention import AGE_NS_MIN, Listing, dead_objects, retired_manifests
 from penstock.state.store import Stored
@@ -195,6 +201,22 @@ def test_a_vertex_is_finished_only_if_all_its_subtasks_and_all_before_it_were() 
     assert finished(*KEYS) == {"source", "middle", "sink"}
     assert finished(*KEYS[:3]) == {"source"}
     assert finished(*KEYS[1:]) == set()
+
+
+def test_what_ended_does_not_go_on_with_another_program() -> None:
+    leader = Leader(DroppingStore())
+    leader.complete()
+    kept = leader.checkpoints.manifest
+    assert kept is not None
+
+    def ended(*keys: SubtaskKey, flag: BarrierFlag) -> Manifest:
+        records = [msgspec.structs.replace(r, finished=r.key in keys) for r in kept.subtasks]
+        return msgspec.structs.replace(kept, subtasks=records, flags=int(flag))
+
+    refuse_changed_end(ended(*KEYS, flag=BarrierFlag.FINAL), PLAN)
+    refuse_changed_end(ended(*KEYS[:3], flag=BarrierFlag.STOP), PLAN)
+    with pytest.raises(StateError, match=r"the program has changed and would run on: .*sink"):
+        refuse_changed_end(ended(*KEYS[:4], flag=BarrierFlag.FINAL), PLAN)
 
 
 def test_old_checkpoints_go_with_the_runs_that_only_they_name() -> None:
