@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    # The command line knows ranges of groups before its agent starts, and must be quick until then.
+    import numpy as np
+    import numpy.typing as npt
+
+    Targets: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
+    """Subtask indices, uint8 or uint16."""
 
 KEY_GROUPS = 4096
 """G, fixed in format version 1."""
 GROUP_SHIFT = 64 - 12
-Targets = npt.NDArray[np.unsignedinteger[Any]]
-"""Subtask indices, uint8 or uint16."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def owned_groups(subtask: int, parallelism: int) -> KeyGroupRange:
 @lru_cache(maxsize=64)
 def group_to_subtask(parallelism: int) -> Targets:
     """A table from key group to subtask; uint8 up to 256 subtasks, so sorting is a radix sort."""
+    import numpy as np
+
     table: Targets = np.empty(KEY_GROUPS, np.uint8 if parallelism <= 256 else np.uint16)
     for subtask in range(parallelism):
         groups = owned_groups(subtask, parallelism)
@@ -67,4 +72,6 @@ def group_to_subtask(parallelism: int) -> Targets:
 
 def subtask_of(hashes: npt.NDArray[np.uint64], parallelism: int) -> Targets:
     """The subtask that owns each hash."""
+    import numpy as np
+
     return np.take(group_to_subtask(parallelism), hashes >> np.uint64(GROUP_SHIFT))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command_line import LEDGER, penstock, running
+from command_line import LEDGER, PATIENCE_S, penstock, running
 
 from penstock.testing.ledger import check_ledger
 
@@ -79,7 +79,8 @@ def test_ctrl_c_before_the_job_has_started_ends_the_command(here: Path) -> None:
         run.interrupt()
         assert run.end() == 130, run.text
     assert "Traceback" not in run.text
-    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    # What its agent had only just begun to start dies of the agent's death.
+    assert not psutil.wait_procs(family, PATIENCE_S)[1]
 
 
 def test_a_terminal_shows_rates_lag_checkpoints_restarts_and_back_pressure(here: Path) -> None:
