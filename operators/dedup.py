@@ -33,6 +33,8 @@ FOR_EVER = WATERMARK_MAX
 class FirstRowProcessor(Processor):
     """Input and MAIN: rows of `in_schema`. Without `_time` rows go by arrival."""
 
+    keeps_by_key_only = True
+
     def __init__(
         self,
         keys: Sequence[str],

@@ -50,6 +50,8 @@ UNMATCHED = "unmatched_retractions"
 class IncrementalJoinProcessor(Processor):
     """Two ports, LEFT and RIGHT, routed by the same keys. `ttl_ns` FOREVER_NS forgets nothing."""
 
+    keeps_by_key_only = True
+
     given_alone: ClassVar[dict[str, tuple[bool, bool]]] = {
         "inner": (False, False),
         "left": (True, False),

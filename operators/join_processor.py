@@ -43,6 +43,8 @@ from .processor import LATE, MAIN, Processor, ProcessorContext
 class JoinProcessor(Processor):
     """Two ports, LEFT and RIGHT, routed by the same keys. MAIN has `out_schema`."""
 
+    keeps_by_key_only = True
+
     def __init__(
         self,
         keys: Sequence[str],

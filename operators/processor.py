@@ -87,6 +87,10 @@ class Processor(ABC):
     """True: rows may be in flight when on_watermark returns, so it passes watermarks on by itself,
     by `ctx.forward_watermark`, behind the rows before them; all but WATERMARK_MAX."""
 
+    keeps_by_key_only: bool = False
+    """True: before_snapshot does nothing but write tables and logs, which nobody reads any more
+    once the whole job has ended: then it is not called."""
+
     def open(self, ctx: ProcessorContext) -> None:  # noqa: B027
         """Declare state, connect, load. State is already restored in `ctx.state`."""
 

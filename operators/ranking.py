@@ -82,6 +82,8 @@ def top_schema(schema: pa.Schema, rank: str | None, who: str, location: str = ""
 class RunningTopProcessor(Processor):
     """Input: rows. Output: MAIN with `out_schema`, updating."""
 
+    keeps_by_key_only = True
+
     def __init__(
         self,
         keys: Sequence[str],

@@ -39,6 +39,8 @@ SWEEPS_PER_TTL = 32
 class UpdatingAggregateProcessor(Processor):
     """Input: rows, or partial rows of `updating_fold`; output: MAIN with `out_schema`."""
 
+    keeps_by_key_only = True
+
     def __init__(
         self,
         keys: Sequence[str],

@@ -226,10 +226,11 @@ class Chain:
                 context.woken = False
                 processor.on_processing_time(now_ns)
 
-    def seal(self, checkpoint_id: int) -> list[tuple[str, Snapshot]]:
-        """Bring everything into state head to tail, then freeze it."""
+    def seal(self, checkpoint_id: int, final: bool = False) -> list[tuple[str, Snapshot]]:
+        """Bring everything into state head to tail, then freeze it. `final`: all have ended."""
         for processor in self._processors:
-            processor.before_snapshot(checkpoint_id)
+            if not (final and processor.keeps_by_key_only):
+                processor.before_snapshot(checkpoint_id)
         sealed = [(operator_id, state.seal()) for operator_id, state in self.states]
         logs = [log for _, snapshot in sealed for log in snapshot.logs()]
         if logs:

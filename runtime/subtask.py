@@ -332,7 +332,7 @@ class Subtask:
         aligned_ms = (now_ns - self._aligning_since_ns) / 1e6 if self._aligning_since_ns else 0.0
         self._aligning_since_ns = 0
         failpoint("before-snapshot", self._name)
-        sealed = self._chain.seal(checkpoint_id)
+        sealed = self._chain.seal(checkpoint_id, BarrierFlag.FINAL in flags)
         failpoint("after-snapshot", self._name)
         failpoint("before-barrier-forward", self._name)
         if not self._ended:
