@@ -108,6 +108,7 @@ SELECT bucket, max(n) AS top, count(*) AS auctions, sum(n) AS bids FROM (
   FROM (SELECT auction, {slide} AS slide, count(*) AS n FROM bids GROUP BY ALL),
        (VALUES (0), (1), (2), (3), (4)) AS slides(k)
   GROUP BY auction, bucket) GROUP BY bucket"""
+_BACK = ", ".join(f"(INTERVAL '{2 * k} seconds')" for k in range(5))
 _SLIDE = "time_bucket(INTERVAL '2 seconds', datetime)"
 _SLIDE_BIN = "date_bin(INTERVAL '2 seconds', datetime, TIMESTAMP '1970-01-01T00:00:00')"
 
@@ -131,9 +132,10 @@ QUERIES: dict[str, Query] = {
         _q5,
         _HOP.format(slide=_SLIDE),
         compared="count(*), sum(top), sum(auctions), sum(bids)",
-        datafusion=_HOP.format(slide=_SLIDE_BIN).replace(
-            "GROUP BY ALL", "GROUP BY auction, " + _SLIDE_BIN
-        ),
+        datafusion=_HOP.format(slide=_SLIDE_BIN)
+        .replace("GROUP BY ALL", "GROUP BY auction, " + _SLIDE_BIN)
+        .replace("slides.k * INTERVAL '2 seconds'", "slides.k")
+        .replace("(0), (1), (2), (3), (4)", _BACK),
     ),
     "q7": Query(
         _q7,
@@ -172,6 +174,8 @@ QUERIES: dict[str, Query] = {
         rows=("bids", "auctions"),
         timed=False,
         compared="count(*), sum(price), sum(category)",
+        datafusion="SELECT bids.auction, price, category FROM bids JOIN auctions "
+        "ON bids.auction = auctions.id",
     ),
     "top3": Query(
         _top3,
