@@ -95,8 +95,10 @@ def run_and_kill(
             "PENSTOCK_FAILPOINTS": "before-commit-send@controller#3=kill",
             "PENSTOCK_FAILPOINTS_ONCE": once,
         }
+        # Kills in quick succession are meant: neither may they use up its restarts, nor slow them.
+        patient = ["--set", "restart_attempts=1000", "--set", "restart_delay_s_max=1"]
         chaos = Chaos(
-            command, {**environment, **fire}, seed, pause_s=(2.0, 4.0), log=log,
+            [*command, *patient], {**environment, **fire}, seed, pause_s=(2.0, 4.0), log=log,
             progress=lambda: complete_checkpoints(str(state), "flights"),
         )  # fmt: skip
         report = chaos.run(kill_for_s=600, timeout_s=600, kills_max=20)

@@ -87,7 +87,7 @@ def test_a_job_runs_from_its_bundle_and_its_log_can_be_read(
         for request in range(1000):
             controller.tell(FetchLog(request, "toy", 100_000))
             text = controller.wait_for(LogText, lambda m, r=request: m.request == r).text
-            if "toy says" in text:
+            if "toy says" in text and text.endswith("\n"):
                 break
             time.sleep(0.05)
         # The module came with the bundle, the variable with OpenJob; the directory is the
