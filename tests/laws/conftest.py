@@ -48,4 +48,4 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     )
     for item in items:
         if item.path.parent == HERE and item.name in NEARLY_IMPLIED:
-            item.add_marker(pytest.mark.skip(reason=reason))
+            item.add_marker(skipped)
