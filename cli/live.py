@@ -24,9 +24,10 @@ RATE_WINDOW_S = 5.0
 
 
 class Rates:
-    """Rows per second over the last RATE_WINDOW_S; None before any row was counted.
+    """Rows per second over the last RATE_WINDOW_S; None before any row was counted that way.
 
-    Statistics come in steps, one per subtask and second, so two looks in a row say nothing.
+    Statistics come in steps, one per subtask and second, so two looks in a row say nothing; and
+    those of a sink may come before those of its source, whose rate is then not known yet, not 0.
 
     >>> from penstock.dataflow.launcher import JobStatus
     >>> rates = Rates()
@@ -49,20 +50,24 @@ class Rates:
     def look(self, status: JobStatus, now_ns: int) -> None:
         """Take the counters down. They go back when an attempt starts anew: so do the rates."""
         looks = self._looks
-        counted = status.rows_in + status.rows_out > 0
-        if not counted and status.state != "running":
+        if not (status.rows_in or status.rows_out) and status.state != "running":
             # Starting is no part of the rate.
-            looks.clear()
+            self._forget()
         if looks and (status.rows_in < looks[-1][1] or status.rows_out < looks[-1][2]):
-            looks.clear()
+            self._forget()
         looks.append((now_ns, status.rows_in, status.rows_out))
         while len(looks) > 2 and now_ns - looks[1][0] >= RATE_WINDOW_S * 1e9:
             looks.popleft()
         at_ns, rows_in, rows_out = looks[0]
         span_s = (now_ns - at_ns) / 1e9
-        if span_s > 0 and counted:
+        if span_s > 0 and status.rows_in:
             self.in_per_s = (status.rows_in - rows_in) / span_s
+        if span_s > 0 and status.rows_out:
             self.out_per_s = (status.rows_out - rows_out) / span_s
+
+    def _forget(self) -> None:
+        self._looks.clear()
+        self.in_per_s = self.out_per_s = None
 
 
 def _per_second(rate: float | None) -> str:
