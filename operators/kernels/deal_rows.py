@@ -13,6 +13,7 @@ import numpy.typing as npt
 from penstock.elements.hash import Hashes
 from penstock.elements.keygroup import GROUP_SHIFT
 
+from .arguments import own
 from .compile import kernel
 
 Numbers = npt.NDArray[np.int64]
@@ -58,8 +59,5 @@ def dealt(words: Hashes, hashed: bool, table: Table, parallelism: int) -> tuple[
     """(row numbers, target by target; rows per target). `table` is by key group, writable."""
     counts = np.zeros(parallelism, np.int64)
     order = np.empty(len(words), np.int64)
-    if not (words.flags.c_contiguous and words.flags.writeable):
-        # Kernels have one signature, which takes no views of read-only memory.
-        words = words.copy()
-    deal(words, hashed, GROUP_SHIFT, table, np.empty(len(words), np.uint8), counts, order)
+    deal(own(words), hashed, GROUP_SHIFT, table, np.empty(len(words), np.uint8), counts, order)
     return order, counts

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from .arguments import own
 from .compile import kernel, uses_reference
 
 Numbers = npt.NDArray[np.int64]
@@ -108,7 +109,7 @@ def numbered(columns: Sequence[Numbers]) -> tuple[Numbers, Numbers, Numbers]:
     for at, column in enumerate(columns):
         codes = np.empty(rows, np.int64)
         firsts, sizes = np.empty(rows, np.int64), np.empty(rows, np.int64)
-        values = _own(column)
+        values = own(column)
         table = np.zeros(cells, np.int32)
         count = number_rows(outer, at > 0, values, table, codes, firsts, sizes)
         outer = codes
@@ -118,15 +119,8 @@ def numbered(columns: Sequence[Numbers]) -> tuple[Numbers, Numbers, Numbers]:
 def reduced(codes: Numbers, count: int, values: Numbers, how: int) -> Numbers:
     """LEAST, GREATEST or SUM of each group; sums wrap around."""
     found = np.empty(count, np.int64)
-    reduce_by_group(_own(codes), _own(values), how, found, np.zeros(count, np.bool_))
+    reduce_by_group(own(codes), own(values), how, found, np.zeros(count, np.bool_))
     return found
-
-
-def _own(values: Numbers) -> Numbers:
-    # Kernels have one signature, which takes no views of read-only memory.
-    if values.flags.c_contiguous and values.flags.writeable:
-        return values
-    return values.copy()
 
 
 def _numbered_plainly(columns: Sequence[Numbers]) -> tuple[Numbers, Numbers, Numbers]:

@@ -10,19 +10,18 @@ Results are those of join_cells_reference.py. Not: equality of keys, which its o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from penstock.operators.join_arrays import GrowingArray
 
+from .arguments import own
 from .compile import kernel
 
 Hashes = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
 Links = npt.NDArray[np.int32]
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 CELLS_MIN = 1024
 """The smallest index; at least half of its cells are empty."""
@@ -210,8 +209,3 @@ class CompiledCells:
         larger = np.zeros(2 * cells, np.uint64)
         self._taken = move_cells(self._cells, larger)
         self._cells = larger
-
-
-def own(values: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-    """The values in writable memory without gaps: kernels have one signature."""
-    return np.require(values, requirements=["C", "W"])

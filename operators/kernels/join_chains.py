@@ -10,17 +10,16 @@ checks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import own
 from .compile import kernel
 
 Hashes = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
 Links = npt.NDArray[np.int32]
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 CELLS_MIN = 1024
 """The smallest index; at least half of its cells are empty."""
@@ -217,11 +216,6 @@ class CompiledChains:
         hashes, heads = np.zeros(cells, np.uint64), np.full(cells, EMPTY, np.int32)
         self._taken = move_chains(self._cell_hash, self._cell_head, hashes, heads)
         self._cell_hash, self._cell_head = hashes, heads
-
-
-def own(values: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-    """The values in writable memory without gaps: kernels have one signature."""
-    return np.require(values, requirements=["C", "W"])
 
 
 def _grown(links: Links, capacity: int) -> Links:

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import own
 from .compile import kernel, uses_reference
 
 Words = npt.NDArray[np.int64]
@@ -84,7 +85,7 @@ class CompiledBars:
 
     def let_through(self, keys: Words, words: Words) -> Mask:
         keep = np.empty(len(keys), np.bool_)
-        raise_bars(_own(keys), _own(words), self._keys, self._bars, self._count, keep)
+        raise_bars(own(keys), own(words), self._keys, self._bars, self._count, keep)
         return keep
 
     def forget(self) -> None:
@@ -122,10 +123,3 @@ class PlainBars:
 def new_bars(count: int) -> KeyBars:
     """Compiled, unless the reference was asked for."""
     return PlainBars(count) if uses_reference() else CompiledBars(count)
-
-
-def _own(values: Words) -> Words:
-    # Kernels have one signature, which takes no views of read-only memory.
-    if values.flags.c_contiguous and values.flags.writeable:
-        return values
-    return values.copy()

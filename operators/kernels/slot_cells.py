@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import own
 from .compile import kernel, uses_reference
 
 Hashes = npt.NDArray[np.uint64]
@@ -170,12 +171,12 @@ class CompiledCells:
 
     def find(self, hashes: Hashes) -> Slots:
         slots = np.empty(len(hashes), np.int64)
-        find_slots(_own(hashes), self._cells, self._hashes, slots)
+        find_slots(own(hashes), self._cells, self._hashes, slots)
         return slots
 
     def put(self, hashes: Hashes, free: Slots, end: int) -> tuple[Slots, Mask, int]:
         slots, new = np.empty(len(hashes), np.int64), np.empty(len(hashes), np.bool_)
-        given = put_slots(_own(hashes), self._cells, self._hashes, free, len(free), end, slots, new)
+        given = put_slots(own(hashes), self._cells, self._hashes, free, len(free), end, slots, new)
         self._live[slots[new]] = True
         return slots, new, int(given)
 
@@ -268,13 +269,6 @@ class ReferenceCells:
 def new_cells() -> Cells:
     """Compiled, unless the reference was asked for."""
     return ReferenceCells() if uses_reference() else CompiledCells()
-
-
-def _own(hashes: Hashes) -> Hashes:
-    # Kernels have one signature, which takes no views of read-only memory.
-    if hashes.flags.c_contiguous and hashes.flags.writeable:
-        return hashes
-    return hashes.copy()
 
 
 def _grown(values: npt.NDArray[T], room: int) -> npt.NDArray[T]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import own
 from .compile import kernel
 
 Numbers = npt.NDArray[np.int64]
@@ -252,7 +253,7 @@ class Contest:
         codes, touched, sizes, latest = (np.empty(rows, np.int64) for _ in range(4))
         now, source = np.empty(rows * count, np.int64), np.empty(rows * count, np.int64)
         tied = np.empty(rows, np.bool_)
-        slots, words, times = _own(slots), _own(words), _own(times)
+        slots, words, times = own(slots), own(words), own(times)
         found = int(
             contest(
                 *(slots, words, times, count, self.best, filled, self._numbers),
@@ -289,10 +290,3 @@ class Contest:
             kept[1][:stored],
             open_rows,
         )
-
-
-def _own(values: Numbers) -> Numbers:
-    # Kernels have one signature, which takes no views of read-only memory.
-    if values.flags.c_contiguous and values.flags.writeable:
-        return values
-    return values.copy()
