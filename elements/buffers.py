@@ -8,7 +8,7 @@ Not: conversion between types, and anything about bytes or nested types.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from .errors import EngineError
 
 if sys.byteorder != "little":
     raise EngineError("Penstock reads Arrow buffers as little-endian words; this machine is not.")
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 _SAME_NAME = {
     pa.int8(): np.int8,
@@ -122,3 +124,12 @@ def _bits(buffer: pa.Buffer | None, offset: int, count: int) -> npt.NDArray[np.b
     packed = np.frombuffer(buffer, np.uint8, last - first, first)
     bits = np.unpackbits(packed, bitorder="little")
     return bits[offset - first * 8 : offset - first * 8 + count].view(np.bool_)
+
+
+def grown(values: npt.NDArray[Scalar], room: int) -> npt.NDArray[Scalar]:
+    """A copy with zeros behind, `room` long; the values themselves if they are as long."""
+    if len(values) >= room:
+        return values
+    longer = np.zeros(room, values.dtype)
+    longer[: len(values)] = values
+    return longer

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from penstock.elements.buffers import fixed_values
+from penstock.elements.buffers import fixed_values, grown
 from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX, WATERMARK_MIN
-from penstock.state.keyed_rows import grown
 
 from .event_times import times_of
 from .grouping import Mask

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from penstock.elements.buffers import fixed_dtype
+from penstock.elements.buffers import fixed_dtype, grown
 from penstock.elements.changelog import CHANGE
 from penstock.elements.hash import Hashes, hash_arrays
 from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX
@@ -21,7 +21,7 @@ from penstock.state.backend import StateBackend
 from penstock.state.columns import Column, column_for
 
 from .event_times import time_array
-from .join_stored_rows import StoredRows, grown
+from .join_stored_rows import StoredRows
 from .kernels.join_chain_choice import Chains, new_chains
 
 Numbers = npt.NDArray[np.int64]

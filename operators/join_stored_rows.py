@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from penstock.elements.buffers import grown
 from penstock.elements.hash import Hashes, hash_arrays
 from penstock.elements.keygroup import GROUP_SHIFT
 from penstock.elements.signals import TIME_COLUMN
@@ -166,10 +167,3 @@ class StoredRows:
         mixed = (hashes ^ (numbers + np.uint64(1)) * _SPREAD) * _SPREAD
         mixed ^= mixed >> np.uint64(29)
         return (hashes & ~_LOW_BITS) | (mixed & _LOW_BITS)
-
-
-def grown(values: npt.NDArray[Scalar], capacity: int) -> npt.NDArray[Scalar]:
-    """A longer copy, zero at its end."""
-    longer = np.zeros(capacity, values.dtype)
-    longer[: len(values)] = values
-    return longer

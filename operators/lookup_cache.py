@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from penstock.elements.buffers import grown
 from penstock.elements.hash import Hashes
 from penstock.state.columns import Column, column_for
 
-from .join_stored_rows import grown
 from .kernels.slot_index import SlotIndex
 
 Numbers = npt.NDArray[np.int64]

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from penstock.elements.buffers import fixed_values
+from penstock.elements.buffers import fixed_values, grown
 from penstock.state.backend import StateBackend
 from penstock.state.columns import Column, column_for
-from penstock.state.keyed_rows import grown, take_declared
+from penstock.state.keyed_rows import take_declared
 
 from .key_slots import Keys, KeySlots
 from .row_order import Numbers

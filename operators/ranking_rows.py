@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from penstock.elements.buffers import fixed_values
+from penstock.elements.buffers import fixed_values, grown
 from penstock.elements.signals import WATERMARK_MIN
 from penstock.state.backend import StateBackend, Table
 from penstock.state.columns import Column, column_for
-from penstock.state.keyed_rows import grown, take_declared
+from penstock.state.keyed_rows import take_declared
 
 from .grouping import Mask
 from .kernels.top_contest import Contest

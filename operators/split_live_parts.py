@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from penstock.elements.buffers import fixed_values
+from penstock.elements.buffers import fixed_values, grown
 from penstock.elements.hash import Hashes
 from penstock.state.backend import StateBackend
 from penstock.state.columns import Column, column_for
@@ -21,7 +21,7 @@ from penstock.state.columns import Column, column_for
 from .kernels.owned_slots import new_owned_slots
 from .kernels.slot_index import SlotIndex
 from .split_parts import SALT, SALT_FIELD
-from .updating_groups import HashesOf, LiveGroups, Marked, Mask, Slots, as_kind, grown
+from .updating_groups import HashesOf, LiveGroups, Marked, Mask, Slots, as_kind
 from .updating_values import within_group
 
 

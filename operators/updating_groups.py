@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from penstock.elements.buffers import fixed_values
+from penstock.elements.buffers import fixed_values, grown
 from penstock.elements.hash import Hashes
 from penstock.state.backend import StateBackend
 from penstock.state.columns import Column, column_for
@@ -234,12 +234,3 @@ def pairs(count: int) -> Groups:
 def as_kind(array: pa.Array, kind: pa.DataType) -> pa.Array:
     """State holds text and bytes with wide offsets; streams do not."""
     return array if array.type == kind else array.cast(kind)
-
-
-def grown(values: npt.NDArray[T], room: int) -> npt.NDArray[T]:
-    """`values` with zeros behind them."""
-    if len(values) >= room:
-        return values
-    wider = np.zeros(room, values.dtype)
-    wider[: len(values)] = values
-    return wider

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from penstock.elements.buffers import fixed_values
+from penstock.elements.buffers import fixed_values, grown
 from penstock.elements.hash import Hashes, hash_array
 from penstock.state.backend import StateBackend
 
 from .kernels.owned_slots import new_owned_slots
 from .kernels.slot_index import SlotIndex
-from .updating_groups import HashesOf, LiveGroups, Marked, Slots, grown
+from .updating_groups import HashesOf, LiveGroups, Marked, Slots
 
 VALUE = "__value"
 TIMES = "__times"

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from penstock.elements.buffers import grown
 from penstock.elements.signals import WATERMARK_MIN
 
 from .backend import Hashes
 from .columns import Column, Slots, column_for
-from .keyed_rows import DEAD_SLOTS_MIN, SCAN_ROWS, TableShape, grown, record_batch, take_declared
+from .keyed_rows import DEAD_SLOTS_MIN, SCAN_ROWS, TableShape, record_batch, take_declared
 from .slot_index import SlotIndex
 
 MERGE_FACTOR = 3

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from penstock.elements.buffers import grown
 from penstock.elements.signals import WATERMARK_MIN
 
 from .backend import Hashes, MergeFunction
@@ -248,10 +247,3 @@ def record_batch(arrays: list[pa.Array], schema: pa.Schema, rows: int) -> pa.Rec
     if not arrays:
         return pa.record_batch({"_": pa.nulls(rows)}).select([])
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def grown(values: npt.NDArray[Any], capacity: int) -> npt.NDArray[Any]:
-    """A copy with room for `capacity` values, zero behind the old ones."""
-    larger = np.zeros(capacity, values.dtype)
-    larger[: len(values)] = values
-    return larger

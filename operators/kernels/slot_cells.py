@@ -13,6 +13,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from penstock.elements.buffers import grown
+
 from .arguments import own
 from .compile import kernel, uses_reference
 
@@ -203,8 +205,8 @@ class CompiledCells:
         if slots <= len(self._hashes):
             return
         room = 1 << (slots - 1).bit_length()
-        self._hashes = _grown(self._hashes, room)
-        self._live = _grown(self._live, room)
+        self._hashes = grown(self._hashes, room)
+        self._live = grown(self._live, room)
         self._numbers = np.full(room, -1, np.int32)
         self._cells = np.full(2 * room, -1, np.int32)
         place_slots(np.flatnonzero(self._live), self._cells, self._hashes)
@@ -269,9 +271,3 @@ class ReferenceCells:
 def new_cells() -> Cells:
     """Compiled, unless the reference was asked for."""
     return ReferenceCells() if uses_reference() else CompiledCells()
-
-
-def _grown(values: npt.NDArray[T], room: int) -> npt.NDArray[T]:
-    grown = np.zeros(room, values.dtype)
-    grown[: len(values)] = values
-    return grown
