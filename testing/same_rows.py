@@ -19,7 +19,13 @@ import pyarrow as pa
 
 from penstock.connectors.file_readers import Throttle
 from penstock.connectors.memory import MemorySink
-from penstock.dataflow.launcher import JobHandle, Launcher, current_launcher, use_launcher
+from penstock.dataflow.launcher import (
+    JobHandle,
+    JobStatus,
+    Launcher,
+    current_launcher,
+    use_launcher,
+)
 from penstock.dataflow.plan import Plan
 from penstock.dataflow.settings import JobSettings
 from penstock.dataflow.stream import Stream
@@ -197,7 +203,9 @@ def _killed_and_resumed(run: _Run, state_dir: str, chance: random.Random) -> Non
     epoch = _wait_for_epoch(job, 1)
     if not _kill_one(job, chance):
         raise _TooQuick(f"nothing to kill at epoch {epoch}: the job ended before its kill")
-    _wait_for_epoch(job, epoch + 1)
+    # A checkpoint that was under way may still complete: wait for one of the next attempt.
+    _wait_until(job, "restart", lambda status: status.restarts > 0)
+    _wait_for_epoch(job, job.status().epoch + 1)
     summary = job.stop("checkpoint")
     if summary.outcome != "stopped" or not summary.restarts:
         raise _TooQuick(f"the job was {summary.outcome} before it could be killed and resumed")
@@ -213,13 +221,19 @@ _BRIEF = (("killed at parallelism 2 and resumed at parallelism 3", _killed_and_r
 
 
 def _wait_for_epoch(job: JobHandle, epoch: int) -> int:
+    _wait_until(job, f"checkpoint {epoch}", lambda status: status.epoch >= epoch)
+    return job.status().epoch
+
+
+def _wait_until(job: JobHandle, what: str, holds: Callable[[JobStatus], bool]) -> None:
+    """Until it holds, or the job is over."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         status = job.status()
-        if status.epoch >= epoch or status.state in OVER:
-            return status.epoch
+        if holds(status) or status.state in OVER:
+            return
         time.sleep(POLL_S)
-    raise TimeoutError(f"no checkpoint {epoch} within {WAIT_S:.0f} s: {job.status()}")
+    raise TimeoutError(f"no {what} within {WAIT_S:.0f} s: {job.status()}")
 
 
 def _compare(way: str, table: pa.Table, expected: Any, float_tolerance: float) -> None:
