@@ -255,19 +255,34 @@ class AgentHandle:
 
     def _wait(self, cause: str) -> AgentLost:
         assert self._process is not None
-        try:
-            status = self._process.wait(EXIT_WAIT_S)
-        except subprocess.TimeoutExpired:
+        # Python's wait with a timeout sleeps between looks, for longer and longer.
+        if not _ends(self._process, EXIT_WAIT_S):
             self._process.kill()
-            status = self._process.wait()
+        status = self._process.wait()
         if status < 0:
             cause = f"it was killed by {signal.Signals(-status).name}"
-        all_gone = bool(select.select([self._liveness], [], [], self._processes_wait_s)[0])
+        all_gone = _readable(self._liveness, self._processes_wait_s)
         if status:
             # A killed agent leaves its directories and perhaps names of bells.
             sweep_directories()
             sweep_stale()
         return AgentLost(self._process.pid, status, cause, all_gone)
+
+
+def _ends(process: subprocess.Popen[bytes], within_s: float) -> bool:
+    """Whether our child, which nobody has waited for yet, is dead by then."""
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        return _readable(pidfd, within_s)
+    finally:
+        os.close(pidfd)
+
+
+def _readable(descriptor: int, within_s: float) -> bool:
+    # Not select.select, which refuses descriptors from 1024 on: a user's process may have many.
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(within_s * 1000))
 
 
 def _environment(additions: Mapping[str, str]) -> dict[str, str]:

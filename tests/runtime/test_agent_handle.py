@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import queue
+import resource
 import sys
 import threading
 import weakref
@@ -46,3 +47,24 @@ def test_an_agent_that_cannot_be_started_costs_nothing(monkeypatch: pytest.Monke
     with pytest.raises(EngineError, match="cannot be started"):
         handle.launch()
     assert descriptors() == before
+
+
+def test_a_process_with_thousands_of_open_files_sees_its_agent_end() -> None:
+    """The descriptors of its handle have numbers that select() refuses."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 4096:
+        pytest.skip(f"this machine allows {hard} open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        handle = AgentHandle()
+        events: queue.SimpleQueue[ToControllerOrLost] = queue.SimpleQueue()
+        handle.start(events)
+        handle.kill()
+        while not isinstance(lost := events.get(timeout=PATIENCE_S), AgentLost):
+            pass
+        assert lost.all_gone
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
