@@ -33,8 +33,6 @@ TIME = "_time"
 FOLDER = "run"
 PART_BYTES_MIN = 64 * 1024
 """Fewer bytes of new rows go into the subtask's own run, and again into the next one."""
-
-
 BATCH_ROWS = 8192
 """Smaller batches are put together before they are written."""
 
