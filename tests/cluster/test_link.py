@@ -1,17 +1,15 @@
-"""Links: who gets one, what cannot pass over one, and how they end."""
+"""Links: who gets one, and how they end."""
 
 from __future__ import annotations
 
 import contextlib
-import queue
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from link_ends import OTHER_SECRET, PATIENCE_S, SECRET, End, dialled, listening, settled
 
 from penstock.cluster.link import (
     BODY_BYTES_MAX,
@@ -23,85 +21,9 @@ from penstock.cluster.link import (
     parse_address,
 )
 from penstock.cluster.seals import Seals, draw_keys
-from penstock.cluster.security import make_tls
 from penstock.elements.errors import EngineError, ProtocolError, SettingsError
 from penstock.runtime.net import handshake
 from penstock.runtime.net.credentials import Credentials
-
-SECRET = Credentials(secret=b"0123456789abcdef")
-OTHER_SECRET = Credentials(secret=b"fedcba9876543210")
-PATIENCE_S = 20.0
-
-
-class End:
-    """One end of a link under test: what it was told."""
-
-    def __init__(self) -> None:
-        self.bodies: queue.Queue[bytes] = queue.Queue()
-        self.ends: queue.Queue[str] = queue.Queue()
-        self.links: queue.Queue[Link] = queue.Queue()
-
-    def body(self) -> bytes:
-        return self.bodies.get(timeout=PATIENCE_S)
-
-    def end(self) -> str:
-        return self.ends.get(timeout=PATIENCE_S)
-
-    def take(self, link: Link) -> None:
-        link.start(self.on_body, self.on_end)
-        self.links.put(link)
-
-    def on_body(self, link: Link, body: bytes) -> None:
-        self.bodies.put(body)
-
-    def on_end(self, link: Link, reason: str) -> None:
-        self.ends.put(reason)
-
-
-@contextmanager
-def listening(credentials: Credentials = SECRET) -> Iterator[tuple[Listener, End]]:
-    end = End()
-    listener = Listener("127.0.0.1:0", credentials, end.take)
-    try:
-        yield listener, end
-    finally:
-        listener.close()
-
-
-def dialled(
-    address: tuple[str, int], credentials: Credentials = SECRET, first: bytes = b"hello"
-) -> tuple[Link, End]:
-    end = End()
-    link = dial(f"{address[0]}:{address[1]}", credentials, end.on_body, end.on_end, PATIENCE_S)
-    link.send(first)
-    return link, end
-
-
-def settled(listener: Listener, rejected: int) -> None:
-    """Wait until so many callers have been turned away."""
-    waiting = threading.Event()
-    for _ in range(int(PATIENCE_S * 100)):
-        if listener.rejected >= rejected:
-            return
-        waiting.wait(0.01)
-    raise AssertionError(f"{listener.rejected} callers were turned away, not {rejected}")
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Credentials]:
-    ours = make_tls(tmp_path_factory.mktemp("ours"), ["controller", "127.0.0.1"])
-    foreign = make_tls(tmp_path_factory.mktemp("foreign"), ["controller"])
-    return {
-        "controller": Credentials(tls=ours["controller"]),
-        "node": Credentials(tls=ours["127.0.0.1"]),
-        "foreign": Credentials(tls=foreign["controller"]),
-        "misled": Credentials(tls=(*foreign["controller"][:2], ours["controller"][2])),
-    }
-
-
-@pytest.fixture(params=["secret", "tls"])
-def both(request: pytest.FixtureRequest, certificates: dict[str, Credentials]) -> Credentials:
-    return SECRET if request.param == "secret" else certificates["controller"]
 
 
 def test_bodies_arrive_in_order_both_ways_and_the_end_comes_last(both: Credentials) -> None:
@@ -326,165 +248,6 @@ def test_later_frames_are_bounded_too() -> None:
         stream.send([struct.pack("<I", BODY_BYTES_MAX + 1)])
         assert "announces" in server.end()
         sock.close()
-
-
-# The man in the middle ----------------------------------------------------------------------------
-
-
-def _frames(data: bytes) -> list[bytes]:
-    found = []
-    while data:
-        (size,) = struct.unpack_from("<I", data)
-        found.append(data[: 4 + size + 32])
-        data = data[4 + size + 32 :]
-    return found
-
-
-def _exactly(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = sock.recv(size - len(data))
-        assert piece
-        data += piece
-    return data
-
-
-def _between(
-    listener: Listener, credentials: Credentials = SECRET
-) -> tuple[Link, End, socket.socket, socket.socket]:
-    """A link whose handshake passed through us: its ends' sockets are ours from now on."""
-    with socket.create_server(("127.0.0.1", 0)) as trap:
-        end = End()
-        made: queue.Queue[Link] = queue.Queue()
-
-        def call() -> None:
-            address = f"127.0.0.1:{trap.getsockname()[1]}"
-            made.put(dial(address, credentials, end.on_body, end.on_end, PATIENCE_S))
-
-        threading.Thread(target=call, daemon=True).start()
-        caller, _ = trap.accept()
-    caller.settimeout(PATIENCE_S)
-    server = socket.create_connection(listener.address, PATIENCE_S)
-    for source, target, size in (
-        (caller, server, 40),
-        (server, caller, 40),
-        (caller, server, 32),
-        (server, caller, 32),
-    ):
-        target.sendall(_exactly(source, size))
-    return made.get(timeout=PATIENCE_S), end, caller, server
-
-
-def _once(frames: list[bytes]) -> list[bytes]:
-    return [frames[0], frames[0]]
-
-
-def _changed(frames: list[bytes]) -> list[bytes]:
-    frame = bytearray(frames[1])
-    frame[5] ^= 1
-    return [frames[0], bytes(frame)]
-
-
-def _left_out(frames: list[bytes]) -> list[bytes]:
-    return [frames[0], frames[2]]
-
-
-def _swapped(frames: list[bytes]) -> list[bytes]:
-    return [frames[0], frames[2], frames[1]]
-
-
-def _shortened(frames: list[bytes]) -> list[bytes]:
-    (size,) = struct.unpack_from("<I", frames[1])
-    return [frames[0], struct.pack("<I", size - 1) + frames[1][4:-1]]
-
-
-@pytest.mark.parametrize("tamper", [_once, _changed, _left_out, _swapped, _shortened])
-def test_the_man_in_the_middle_can_pass_on_or_cut_but_not_meddle(
-    tamper: Callable[[list[bytes]], list[bytes]],
-) -> None:
-    with listening() as (listener, server):
-        link, _, caller, onward = _between(listener)
-        for body in (b"first", b"second", b"third!"):
-            link.send(body)
-        frames = _frames(_exactly(caller, 3 * 36 + 17))
-        for frame in tamper(frames):
-            onward.sendall(frame)
-        assert server.body() == b"first"
-        assert "changed, repeated or left out" in server.end()
-        assert server.bodies.empty()
-        caller.close()
-        onward.close()
-
-
-def test_an_untouched_relay_works_so_the_tests_above_fail_for_their_reason() -> None:
-    with listening() as (listener, server):
-        link, _, caller, onward = _between(listener)
-        link.send(b"first")
-        onward.sendall(_exactly(caller, 36 + 5))
-        assert server.body() == b"first"
-        caller.close()
-        onward.close()
-
-
-def test_a_frame_cannot_be_sent_back_to_its_sender() -> None:
-    with listening() as (listener, _):
-        link, client, caller, onward = _between(listener)
-        link.send(b"mine")
-        frame = _exactly(caller, 36 + 4)
-        caller.sendall(frame)
-        assert "changed, repeated or left out" in client.end()
-        assert client.bodies.empty()
-        caller.close()
-        onward.close()
-
-
-def test_a_recorded_session_is_worthless() -> None:
-    with listening() as (listener, server):
-        link, _, caller, onward = _between(listener)
-        link.send(b"first")
-        frame = _exactly(caller, 36 + 5)
-        onward.sendall(frame)
-        assert server.body() == b"first"
-        # Record a whole handshake by being in the middle again, then play it to the listener.
-        recording = _record(listener)
-        with socket.create_connection(listener.address, PATIENCE_S) as sock:
-            sock.sendall(recording + frame)
-            settled(listener, 1)
-        assert server.bodies.empty()
-        # Nor do frames of one connection fit another.
-        other, _, caller2, onward2 = _between(listener)
-        onward2.sendall(frame)
-        settled(listener, 2)
-        assert server.bodies.empty()
-        for sock in (caller, onward, caller2, onward2):
-            sock.close()
-        other.cut()
-
-
-def _record(listener: Listener) -> bytes:
-    """The caller's half of a good handshake."""
-    with socket.create_server(("127.0.0.1", 0)) as trap:
-        end = End()
-
-        def call() -> None:
-            address = f"127.0.0.1:{trap.getsockname()[1]}"
-            dial(address, SECRET, end.on_body, end.on_end, PATIENCE_S).send(b"recorded")
-
-        threading.Thread(target=call, daemon=True).start()
-        caller, _ = trap.accept()
-    with caller, socket.create_connection(listener.address, PATIENCE_S) as onward:
-        caller.settimeout(PATIENCE_S)
-        preamble = _exactly(caller, 40)
-        onward.sendall(preamble)
-        caller.sendall(_exactly(onward, 40))
-        proof = _exactly(caller, 32)
-        onward.sendall(proof)
-        caller.sendall(_exactly(onward, 32))
-        frame = _exactly(caller, 36 + 8)
-    # The listener heard no first word and ends that call; it counts as turned away.
-    settled(listener, 1)
-    listener.rejected = 0
-    return preamble + proof + frame
 
 
 # Addresses ----------------------------------------------------------------------------------------
