@@ -92,9 +92,11 @@ class ClusterChaos:
             if time.monotonic() > began + patience_s:
                 raise AssertionError(f"commands do not end\n{self._cluster.story()}")
             time.sleep(POLL_S)
+        # It may have been submitted again after its end.
         self._cluster.until_state(
-            job, "finished", patience_s=patience_s, meanwhile=lambda: self._watch(began)
-        )
+            job, "finished", "already finished", patience_s=patience_s,
+            meanwhile=lambda: self._watch(began),
+        )  # fmt: skip
 
     def _pause_s(self) -> float:
         """Until the next action: often too short to recover, sometimes long enough to work."""
