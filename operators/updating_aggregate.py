@@ -191,7 +191,7 @@ class UpdatingAggregateProcessor(Processor):
             return
         order = np.argsort(np.concatenate([2 * back, 2 * added + 1]), kind="stable")
         mine = slots[np.concatenate([back, added])[order]]
-        columns = [] if self._keyless else self._groups.index.keys_of(mine).columns
+        columns = self._shown_keys(mine)
         old = self._groups.given_of(slots[back], self._kinds)
         for before, after in zip(old, new, strict=True):
             columns.append(pa.concat_arrays([before, after]).take(pa.array(order)))
@@ -202,6 +202,10 @@ class UpdatingAggregateProcessor(Processor):
             touched = np.maximum(self._groups.touched[mine], self._watermark + 1)
             columns.append(time_array(touched))
         self._ctx.collect(pa.RecordBatch.from_arrays(columns, schema=self.out_schema))
+
+    def _shown_keys(self, slots: Slots) -> list[pa.Array]:
+        """What users see of the groups' keys."""
+        return [] if self._keyless else list(self._groups.index.keys_of(slots).columns)
 
     def _look(self, slots: Slots) -> tuple[list[pa.Array], Mask]:
         """(results of these groups, which of them readers should have)."""

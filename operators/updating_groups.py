@@ -164,6 +164,10 @@ class LiveGroups:
             for column, field in zip(self._parts, self._calls.stored, strict=True)
         ]
 
+    def part_of(self, at: int, slots: Slots) -> pa.Array:
+        """One of the stored columns."""
+        return as_kind(self._parts[at].take(slots), self._calls.stored[at].type)
+
     def given_of(self, slots: Slots, kinds: Sequence[pa.DataType]) -> list[pa.Array]:
         """What readers have."""
         return [
