@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from penstock.elements.changelog import is_updating
 from penstock.elements.durations import Duration
 from penstock.elements.signals import TIME_COLUMN
 from penstock.expressions.expression import ExprLike
@@ -42,7 +43,8 @@ class KeyedAnalytics:
         """The first `count` rows of each key so far: an updating stream.
 
         `by="price desc, bidder"`: ties go to the earlier event time, then by content. `rank` names
-        a column that counts from 1. With `ttl` keys that long without a row are forgotten.
+        a column that counts from 1. With `ttl` keys that long without a row are forgotten. Of an
+        updating stream all rows are kept, for one may come up when others go; ties go by content.
         """
         from .analytics import TopLogic, checked_count, checked_ttl
 
@@ -73,6 +75,14 @@ class KeyedAnalytics:
 
         location, who = user_location(), "deduplicate"
         stream = self._stream
+        if is_updating(stream._schema):
+            raise plan_error(
+                who,
+                "the stream is updating: its rows are taken back, so none is the first for good",
+                location,
+                'One row of each key by an order:   key_by(...).top(1, by="price desc, bidder")',
+                'One row of what each key holds:    key_by(...).aggregate(price="max(price)", ...)',
+            )
         timed = TIME_COLUMN in stream._schema.names
         order = order or ("event_time" if timed else "arrival")
         if keep not in ("first", "last") or order not in ("event_time", "arrival"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from penstock.elements.changelog import HIDDEN
+from penstock.elements.changelog import HIDDEN, is_updating
 from penstock.elements.durations import FOREVER, duration_ns
 from penstock.elements.errors import PlanError
 from penstock.elements.signals import TIME_COLUMN
@@ -24,6 +24,7 @@ from penstock.operators.ranking import (
     Order,
     RunningTopProcessor,
 )
+from penstock.operators.ranking_changes import UpdatingTopProcessor, rows_schema
 from penstock.operators.ranking_windows import RankKind, WindowRankProcessor
 from penstock.operators.rate_limit import KeySampleProcessor, RateLimitProcessor
 from penstock.operators.row_order import RowOrder
@@ -102,6 +103,7 @@ class TopLogic(KeyedRowsLogic):
     functions: Any
     location: str
     verb: str = "top"
+    takes_updates = True
 
     @property
     def kind(self) -> str:  # type: ignore[override]
@@ -111,10 +113,16 @@ class TopLogic(KeyedRowsLogic):
     def _order(self, schema: pa.Schema) -> Order:
         if self.by is None:
             return NewestArrival()
-        return RowOrder(self.by, schema, self.functions, self.verb, self.location)
+        rows = rows_schema(schema) if is_updating(schema) else schema
+        return RowOrder(self.by, rows, self.functions, self.verb, self.location)
 
     def make(self, schema: pa.Schema) -> Any:
         order, said = self._order(schema), (self.verb, self.location)
+        if is_updating(schema):
+            assert isinstance(order, RowOrder)
+            return UpdatingTopProcessor(
+                self.keys, order, self.count, schema, self.rank, self.ttl_ns, *said
+            )
         return RunningTopProcessor(
             self.keys, order, self.count, schema, self.rank, self.ttl_ns, *said
         )
@@ -123,6 +131,9 @@ class TopLogic(KeyedRowsLogic):
         return self._order(schema).columns_read
 
     def thinned_by(self, schema: pa.Schema) -> tuple[FirstBy, int] | None:
+        if is_updating(schema):
+            # Every row counts: one that is behind now comes up when others go.
+            return None
         first: FirstBy | None = "last come"
         if self.by is not None:
             # An expression that may fail stays where its error is expected.

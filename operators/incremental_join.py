@@ -19,10 +19,11 @@ import pyarrow as pa
 
 from penstock.elements.changelog import is_updating, weights_of, with_change, without_change
 from penstock.elements.errors import PlanError
-from penstock.elements.hash import Hashes, refuse_unhashable
+from penstock.elements.hash import Hashes
 from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX
 
 from .event_times import times_of
+from .found_again import UNMATCHED, refuse_unfindable
 from .incremental_results import Changes, uncancelled
 from .join_condition import JoinCondition
 from .join_paired_rows import PairedRows
@@ -43,8 +44,6 @@ FOREVER_NS = 2**62
 """A time to live this long has no end."""
 EXPIRY_STEPS = 16
 """Expired rows are looked for so often per time to live; until then they match nothing."""
-UNMATCHED = "unmatched_retractions"
-"""Counter: rows taken back that are not kept, because they were forgotten or never came."""
 
 
 class IncrementalJoinProcessor(Processor):
@@ -84,7 +83,7 @@ class IncrementalJoinProcessor(Processor):
         self._updating = (is_updating(left), is_updating(right))
         for schema in self._in:
             if is_updating(schema):
-                _refuse_columns(schema, who, location)
+                refuse_unfindable(schema, who, location)
         self._alone = self.given_alone[self._how]
         self._append = not any(self._updating) and self._how in ("inner", "semi")
         self._pairs = self._how not in ("semi", "anti")
@@ -418,15 +417,3 @@ class IncrementalJoinProcessor(Processor):
         """Bring what changed into state."""
         for kept in [self._paired] if self._paired else self._sides:
             kept.store()
-
-
-def _refuse_columns(schema: pa.Schema, who: str, location: str) -> None:
-    for field in schema:
-        try:
-            refuse_unhashable(field.type)
-        except (TypeError, PlanError):
-            raise PlanError(
-                f"{who}: column {field.name!r} of an updating stream is {field.type}, and rows"
-                f" with it cannot be found again when they are taken back  {location}".rstrip()
-                + "\n  Drop it, or cast it to text, before the join."
-            ) from None

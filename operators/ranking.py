@@ -1,4 +1,4 @@
-"""The first N rows of each key under an order, kept up to date as rows come: an updating stream.
+"""The first N rows of each key under an order, of rows that stay: an updating stream.
 
 1. After each batch the net of the changes is the first N of all rows so far. A row that falls out
    or changes its rank is taken back just before what takes its place is added.
@@ -19,21 +19,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from penstock.elements.changelog import ADDED, CHANGE, TAKEN_BACK, weight_array, with_change
-from penstock.elements.errors import PlanError
+from penstock.elements.changelog import ADDED, TAKEN_BACK
 from penstock.elements.signals import TIME_COLUMN, WATERMARK_MAX, WATERMARK_MIN
 
-from .event_times import time_array, times_of
+from .event_times import times_of
 from .kernels.compile import uses_reference
 from .kernels.top_contest import CONTEST_COUNT_MAX, Contest, Said
 from .key_slots import Keys
 from .processor import Processor, ProcessorContext
-from .ranking_rows import TopRows, counting
+from .ranking_output import top_changes, top_schema
+from .ranking_rows import NO_BAR, TopRows, counting
 from .row_order import Numbers, has_words, sort_words
 
 TOP_ROWS_MAX = 10_000
 """The most rows per key that are kept in order."""
-NO_BAR = np.int64(2**63 - 1)
 
 
 class Order(Protocol):
@@ -68,15 +67,13 @@ class NewestArrival:
         return np.lexsort([-np.arange(batch.num_rows), *groups[::-1]])
 
 
-def top_schema(schema: pa.Schema, rank: str | None, who: str, location: str = "") -> pa.Schema:
-    """The columns of `schema`, the rank if it is named, `_change` and `_time`."""
-    if rank is None:
-        return with_change(schema)
-    if rank in schema.names:
-        raise PlanError(f'{who}: there is a column "{rank}" already  {location}'.rstrip())
-    timed = TIME_COLUMN in schema.names
-    at = len(schema) - 1 if timed else len(schema)
-    return with_change(schema.insert(at, pa.field(rank, pa.int64(), nullable=False)))
+def leading_words(order: Order, batch: pa.RecordBatch) -> Numbers:
+    """What sorts as `order` does, as far as one word says. Requires: its leading type has words."""
+    leading = order.leading
+    assert leading is not None
+    words = sort_words(order.values(batch)[0], leading[1])
+    # A null is last: it is behind every bar but that of a null, which is none.
+    return words[0] if len(words) == 1 else np.where(words[0] == 1, NO_BAR, words[1])
 
 
 class RunningTopProcessor(Processor):
@@ -177,11 +174,7 @@ class RunningTopProcessor(Processor):
         return np.flatnonzero(self._leading_words(batch) <= bars)
 
     def _leading_words(self, batch: pa.RecordBatch) -> Numbers:
-        leading = self._order.leading
-        assert leading is not None
-        words = sort_words(self._order.values(batch)[0], leading[1])
-        # A null is last: it is behind every bar but that of a null, which is none.
-        return words[0] if len(words) == 1 else np.where(words[0] == 1, NO_BAR, words[1])
+        return leading_words(self._order, batch)
 
     def _contend(self, batch: pa.RecordBatch, slots: Numbers, times: Numbers) -> None:
         """Sort the rows of the slots at hand, those that are kept among them."""
@@ -254,15 +247,12 @@ class RunningTopProcessor(Processor):
         weights: npt.NDArray[np.int8],
         times: Numbers | None,
     ) -> None:
-        extra = {} if self._rank is None else {self._rank: pa.array(ranks + 1)}
-        extra[CHANGE] = weight_array(weights)
-        if times is not None:
-            # A row that came too late changes what is given as well: from now on.
-            extra[TIME_COLUMN] = time_array(np.maximum(times, self._ctx.watermark + 1))
-        columns = [
-            extra[name] if name in extra else given.column(name) for name in self.out_schema.names
-        ]
-        self._ctx.collect(pa.RecordBatch.from_arrays(columns, schema=self.out_schema))
+        context = self._ctx
+        context.collect(
+            top_changes(
+                self.out_schema, self._rank, given, ranks, weights, times, context.watermark
+            )
+        )
 
     def _note_words(self, slots: Numbers) -> None:
         """What a row must reach to contend, of slots that were written without asking for it."""

@@ -23,6 +23,8 @@ from .key_slots import Keys, KeySlots
 from .row_order import Numbers
 
 STORED_BY_RANK_MAX = 8
+NO_BAR = np.int64(2**63 - 1)
+"""The leading word behind which no row is plainly behind all that are kept."""
 NEWEST, FILLED = "__newest", "__filled"
 
 

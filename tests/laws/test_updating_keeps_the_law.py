@@ -49,6 +49,11 @@ def early_and_refined() -> ps.Stream[Any]:
     return keyed.aggregate(n="count(*)", kinds="count(DISTINCT v)")
 
 
+def early_sessions() -> ps.Stream[Any]:
+    keyed = read(ps.Pipeline("law")).key_by("k").window(ps.session("7 seconds"), early="20 ms")
+    return keyed.aggregate(n="count(*)", kinds="count(DISTINCT v)", most="max(id)")
+
+
 def days_elsewhere() -> ps.Stream[Any]:
     hours = (
         read(ps.Pipeline("law"))
@@ -58,6 +63,17 @@ def days_elsewhere() -> ps.Stream[Any]:
     return hours.aggregate(n="count(*)", total="sum(v)")
 
 
+def first_of_changes() -> ps.Stream[Any]:
+    """The groups with most rows: they overtake each other, and some move from key to key."""
+    sums = read(ps.Pipeline("law")).with_columns(g="v % 40").key_by("g")
+    sums = sums.aggregate(n="count(*)", total="sum(v)", ttl=ps.FOREVER, flush="20 ms")
+    firsts = sums.with_columns(side="total % 3").key_by("side").top(3, by="n desc, g", rank="nth")
+    return firsts.select("side", "nth", "g", "n").union(
+        sums.top(5, by="total", rank="nth").select("nth", "g", "n", side="CAST(-1 AS BIGINT)")
+        .select("side", "nth", "g", "n")
+    )  # fmt: skip
+
+
 CASES: dict[Any, str] = {
     simple: "SELECT k, count(*), CAST(sum(v) AS BIGINT), avg(v), max(v) FROM t GROUP BY k",
     by_values: "SELECT k, count(DISTINCT v), CAST(median(v) AS DOUBLE) FROM t GROUP BY k",
@@ -65,6 +81,13 @@ CASES: dict[Any, str] = {
         SELECT n // 4, count(*), max(total), min(total), CAST(sum(total) AS BIGINT) FROM
         (SELECT v % 40, count(*) AS n, CAST(sum(v) AS BIGINT) AS total FROM t GROUP BY 1)
         GROUP BY 1""",
+    first_of_changes: """
+        WITH s AS (SELECT v % 40 AS g, count(*) AS n, CAST(sum(v) AS BIGINT) AS total
+          FROM t GROUP BY 1)
+        SELECT total % 3, row_number() OVER w AS nth, g, n FROM s
+        WINDOW w AS (PARTITION BY total % 3 ORDER BY n DESC, g) QUALIFY nth <= 3
+        UNION ALL FROM (SELECT -1, row_number() OVER (ORDER BY total, g) AS nth, g, n FROM s
+        QUALIFY nth <= 5)""",
     early_and_refined: """
         SELECT k, s, s + INTERVAL 60 SECONDS, count(*), count(DISTINCT v)
         FROM t, range(TIMESTAMPTZ '2024-01-01', TIMESTAMPTZ '2024-01-02', INTERVAL 40 SECONDS) w(s)
@@ -72,6 +95,11 @@ CASES: dict[Any, str] = {
         UNION ALL SELECT k, TIMESTAMPTZ '2023-12-31 23:59:20', TIMESTAMPTZ '2024-01-01 00:00:20',
         count(*), count(DISTINCT v) FROM t WHERE ts < TIMESTAMPTZ '2024-01-01 00:00:20' GROUP BY k
         """,
+    early_sessions: """
+        SELECT k, min(ts), max(ts) + INTERVAL 7 SECONDS, count(*), count(DISTINCT v), max(id) FROM
+        (SELECT *, sum(begins) OVER (PARTITION BY k ORDER BY ts, id) AS session FROM
+        (SELECT *, CASE WHEN ts - lag(ts) OVER (PARTITION BY k ORDER BY ts, id)
+        < INTERVAL 7 SECONDS THEN 0 ELSE 1 END AS begins FROM t)) GROUP BY k, session""",
     days_elsewhere: """
         SELECT k, TIMESTAMPTZ '2023-12-31 18:20:00Z', TIMESTAMPTZ '2024-01-01 18:20:00Z',
         count(*), CAST(sum(v) AS BIGINT) FROM t GROUP BY k""",

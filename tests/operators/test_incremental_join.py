@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from penstock.elements.changelog import CHANGE, with_change
 from penstock.elements.errors import PlanError
 from penstock.operators.event_times import with_time
-from penstock.operators.incremental_join import FOREVER_NS, UNMATCHED, IncrementalJoinProcessor
+from penstock.operators.found_again import UNMATCHED
+from penstock.operators.incremental_join import FOREVER_NS, IncrementalJoinProcessor
 from penstock.operators.join_condition import JoinCondition
 from penstock.operators.join_sides import LATE_RIGHT, LEFT, RIGHT
 from penstock.operators.kernels import join_chains
