@@ -32,6 +32,18 @@ from .window_nodes import WindowLogic
 
 T = TypeVar("T")
 R = TypeVar("R")
+_UNTIMED = {
+    CountWindow: (
+        "early= and refine= are for windows that end at a time; this one ends with a row,"
+        " and no row is late for it",
+        "What there is of a key so far:  .key_by(...).aggregate(...), without a window.",
+    ),
+    GlobalWindow: (
+        "early= and refine= are for windows that end; this one gives what it has by its trigger",
+        "An updating stream of it:  .key_by(...).aggregate(..., ttl=..., flush=...).",
+    ),
+}
+"""Why windows without an end in time cannot be given early, and what to do."""
 
 
 class KeyedStream(KeyedAggregates, KeyedAnalytics, Generic[T]):
@@ -148,12 +160,9 @@ def windowed(
         require_event_time(keyed._stream, f"window({window.text})", location)
     elif allowed_lateness is not None:
         raise plan_error("window", "no row is too late for a global window", location)
-    if (early is not None or refine) and not isinstance(window, (Tumble, Hop, Cumulate)):
-        raise plan_error(
-            f"window({window.text})",
-            "early= and refine= are for ps.tumble, ps.hop and ps.cumulate",
-            location,
-        )
+    if (early is not None or refine) and isinstance(window, (CountWindow, GlobalWindow)):
+        reason, advice = _UNTIMED[type(window)]
+        raise plan_error(f"window({window.text})", reason, location, advice)
     lateness_ns = _duration(allowed_lateness, "allowed_lateness", location) or 0
     early_ns = _duration(early, "early", location)
     return WindowedStream(keyed, window, lateness_ns, early_ns, refine)

@@ -26,6 +26,7 @@ from penstock.operators.windows.descriptors import (
 from penstock.operators.windows.sessions import SessionAggregateProcessor
 from penstock.operators.windows.triggered import GlobalWindowProcessor
 from penstock.operators.windows.updating import UpdatingWindowProcessor
+from penstock.operators.windows.updating_sessions import UpdatingSessionProcessor
 
 from .graph import BuildContext, Columns, Logic
 
@@ -68,7 +69,9 @@ class WindowLogic(Logic):
 
     def _make(self, schema: pa.Schema) -> Any:
         if self.updating:
-            return UpdatingWindowProcessor(
+            sessions = isinstance(self.window, Session)
+            made = UpdatingSessionProcessor if sessions else UpdatingWindowProcessor
+            return made(
                 self.window,
                 self.keys,
                 self.aggregation(schema),

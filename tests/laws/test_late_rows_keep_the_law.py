@@ -35,7 +35,11 @@ def test_late_rows_refine_what_was_given() -> None:
         kept: dict[str, Any] = {"allowed_lateness": "10 seconds", "refine": True}
         of_hops = rows.window(hops, **kept).aggregate(n="count(*)", d="count(DISTINCT v)")
         fours = rows.window(ps.tumble("4 seconds"), early="50 ms", **kept)
-        return of_hops.union(fours.aggregate(n="count(*)", d="sum(v)"))
+        quiet = rows.window(ps.session("7 seconds"), **kept)
+        return of_hops.union(
+            fours.aggregate(n="count(*)", d="sum(v)"),
+            quiet.aggregate(n="count(*)", d="count(DISTINCT v)"),
+        )
 
     expected = sql(
         """SELECT k, w, w + INTERVAL '8 seconds', count(*), count(DISTINCT v) FROM (
@@ -43,7 +47,12 @@ def test_late_rows_refine_what_was_given() -> None:
              FROM t, range(2) AS r(i)) GROUP BY k, w
            UNION ALL
            SELECT k, time_bucket(INTERVAL '4 seconds', ts) AS w, w + INTERVAL '4 seconds',
-             count(*), CAST(sum(v) AS BIGINT) FROM t GROUP BY k, w""",
+             count(*), CAST(sum(v) AS BIGINT) FROM t GROUP BY k, w
+           UNION ALL
+           SELECT k, min(ts), max(ts) + INTERVAL '7 seconds', count(*), count(DISTINCT v) FROM
+             (SELECT *, sum(begins) OVER (PARTITION BY k ORDER BY ts, id) AS session FROM
+             (SELECT *, CASE WHEN ts - lag(ts) OVER (PARTITION BY k ORDER BY ts, id)
+             < INTERVAL '7 seconds' THEN 0 ELSE 1 END AS begins FROM t)) GROUP BY k, session""",
         t=TABLE,
     )
     assert_same_rows(build, expected)
