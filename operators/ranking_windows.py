@@ -130,7 +130,7 @@ class WindowRankProcessor(Processor):
 
     def _windows(self, panes: Numbers, after: int, upto: int) -> Iterator[tuple[Numbers, Numbers]]:
         """(row, window end), whole windows at a time, few enough for memory."""
-        if len(panes) * (self._grid.size_ns // self._grid.step_ns) <= GIVEN_ROWS_MAX:
+        if len(panes) * self._grid.windows_per_pane <= GIVEN_ROWS_MAX:
             yield expand(self._grid, panes, after, upto)
             return
         distinct, counts = np.unique(panes, return_counts=True)

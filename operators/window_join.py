@@ -92,7 +92,7 @@ class WindowJoinProcessor(JoinProcessor):
         panes = self._grid.panes(times)
         if self._grid.single:
             # Rows of complete windows were set apart as late.
-            return panes, panes + (self._grid.size_ns - 1)
+            return panes, self._grid.pane_ends(panes) - 1
         first = self._grid.next_ends(panes, self._done)
         return self._grid.starts(first), self._grid.last_ends(panes) - 1
 
@@ -113,8 +113,7 @@ class WindowJoinProcessor(JoinProcessor):
         panes = [self._grid.panes(times) for times in (mine, theirs)]
         low = np.maximum(*(self._grid.next_ends(each, self._done) for each in panes))
         high = np.minimum(*(self._grid.last_ends(each) for each in panes))
-        shared: Numbers = np.maximum(0, (high - low) // self._grid.step_ns + 1)
-        return shared
+        return self._grid.count_ends(low, high)
 
     # Windows that are complete ----------------------------------------------------------------
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .descriptors import (
     Calendar,
+    CalendarCumulate,
+    CalendarHop,
     CountWindow,
     Cumulate,
     GlobalWindow,
@@ -21,6 +23,8 @@ from .descriptors import (
 
 __all__ = [
     "Calendar",
+    "CalendarCumulate",
+    "CalendarHop",
     "CountWindow",
     "Cumulate",
     "GlobalWindow",

@@ -204,7 +204,7 @@ class WindowAggregateProcessor(Processor):
     def _slices(self, panes: Numbers, after: int, upto: int) -> list[tuple[int, int]]:
         """(after, upto] in pieces of about EXPANDED_ROWS_MAX rows, so that a last watermark over
         many windows does not need the memory of all of them."""
-        if len(panes) * (self._grid.size_ns // self._grid.step_ns) <= EXPANDED_ROWS_MAX:
+        if len(panes) * self._grid.windows_per_pane <= EXPANDED_ROWS_MAX:
             return [(after, upto)]
         distinct, counts = np.unique(panes, return_counts=True)
         rows, ends = expand(self._grid, distinct, after, upto)

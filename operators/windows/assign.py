@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from penstock.elements.signals import WATERMARK_MAX, WATERMARK_MIN
 
-from .descriptors import Calendar, Cumulate, PaneWindow, Tumble
+from .descriptors import Calendar, CalendarCumulate, CalendarHop, Cumulate, PaneWindow, Tumble
 
 Times = npt.NDArray[np.int64]
 
@@ -36,9 +36,18 @@ class PaneGrid:
         """Every window is exactly one pane."""
         return self.pane_ns == self.size_ns == self.block_ns
 
+    @property
+    def windows_per_pane(self) -> int:
+        """About how many windows hold a pane."""
+        return self.size_ns // self.step_ns
+
     def panes(self, times_ns: Times) -> Times:
         """The start of each time's pane."""
         return self._floor(times_ns, self.pane_ns)
+
+    def pane_ends(self, panes: Times) -> Times:
+        """The end of each pane."""
+        return panes + self.pane_ns
 
     def first_ends(self, panes: Times) -> Times:
         """The end of the earliest window that holds each pane."""
@@ -76,6 +85,15 @@ class PaneGrid:
         before = at // self.block_ns * self.block_ns + self.block_ns + self.offset_ns
         return max(WATERMARK_MIN, min(WATERMARK_MAX, before))
 
+    def count_ends(self, low: Times, high: Times) -> Times:
+        """How many ends there are from `low`, which is one, up to `high`."""
+        counts: Times = np.maximum(0, (high - low) // self.step_ns + 1)
+        return counts
+
+    def nth_ends(self, ends: Times, nth: Times) -> Times:
+        """The ends that come so many behind these."""
+        return ends + nth * self.step_ns
+
     def _floor(self, times: Times, width: int) -> Times:
         if self.offset_ns:
             return (times - self.offset_ns) // width * width + self.offset_ns
@@ -84,9 +102,11 @@ class PaneGrid:
 
 def grid_of(window: PaneWindow) -> PaneGrid:
     """The panes of a window."""
-    if isinstance(window, Calendar):
-        from .calendar import CalendarGrid
+    if isinstance(window, (Calendar, CalendarHop, CalendarCumulate)):
+        from .calendar import CalendarGrid, CumulativeCalendarGrid
 
+        if isinstance(window, CalendarCumulate):
+            return CumulativeCalendarGrid.growing(window)
         return CalendarGrid.of(window)
     if isinstance(window, Tumble):
         size = window.size_ns
@@ -104,7 +124,7 @@ def expand(
     """(row, window end) for every window of each row's pane that ends in (after, upto]."""
     low = grid.next_ends(panes, after - 1) if after > WATERMARK_MIN else grid.first_ends(panes)
     high = np.minimum(grid.last_ends(panes), np.int64(upto))
-    counts = np.maximum(0, (high - low) // grid.step_ns + 1)
+    counts = grid.count_ends(low, high)
     rows = np.repeat(np.arange(len(panes)), counts)
     within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return rows, low[rows] + within * grid.step_ns
+    return rows, grid.nth_ends(low[rows], within)

@@ -1,147 +1,143 @@
-"""Days, weeks, months, quarters and years of a time zone, as windows of unequal length.
+"""Windows by the calendar of a time zone, of unequal length: tumbling, hopping, cumulating.
 
-A window begins at the first instant at which clocks there show its first date (plus the offset) or
-later, so a day has 23 or 25 hours where clocks are put forward or back, and windows leave no gap
-even where midnight does not exist or comes twice. Borders are computed for the dates that rows
-have, once, and looked up by bisection. Weeks begin on Monday.
+Panes are the steps between which nothing begins or ends: those that a hop begins with, or those by
+which a cumulating window grows. A hop lasts for so many steps that there were, so the seven days
+around a date that a place left out are seven others. Where steps begin: zone_borders.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta
-from zoneinfo import ZoneInfo
 
 import numpy as np
-import numpy.typing as npt
 
 from penstock.elements.signals import WATERMARK_MAX, WATERMARK_MIN
 
-from .assign import PaneGrid
-from .descriptors import Calendar
+from .assign import PaneGrid, Times
+from .calendar_lengths import CalendarLength
+from .descriptors import Calendar, CalendarCumulate, CalendarHop, PaneWindow
+from .zone_borders import FIRST_NS, ZoneBorders, pieces_of_a_day
 
-Times = npt.NDArray[np.int64]
-EPOCH = datetime.combine(date(1970, 1, 1), time())
-MONDAY = date(1970, 1, 5)
-SHIFT_MAX = timedelta(hours=26)
-"""Farther than this no instant lies from the one at which UTC shows the same date and time."""
-MICROSECOND = timedelta(microseconds=1)
-FIRST_DATE, LAST_DATE = date(1677, 9, 22), date(2262, 4, 10)
-"""What 64 bits of nanoseconds reach."""
-_MONTHS = {"month": 1, "quarter": 3, "year": 12}
+ONE_DAY = CalendarLength(1, "day")
 
 
 @dataclass(frozen=True)
 class CalendarGrid(PaneGrid):
-    """Every window is one pane. `borders` holds all that were needed so far, ascending."""
+    """Windows that begin with every step and last for `length` of them; 1: they tumble."""
 
-    window: Calendar = field(kw_only=True)
-    borders: dict[int, int] = field(default_factory=dict, kw_only=True, compare=False)
-    """Where window number n begins, in nanoseconds."""
+    window: PaneWindow = field(kw_only=True)
+    steps: ZoneBorders = field(kw_only=True, compare=False)
+    length: int = field(kw_only=True)
 
     @classmethod
-    def of(cls, window: Calendar) -> CalendarGrid:
+    def of(cls, window: Calendar | CalendarHop) -> CalendarGrid:
         """Borders are found when rows come."""
+        step, length = (
+            (window.every, window.steps) if isinstance(window, CalendarHop) else (window.length, 1)
+        )
+        steps = ZoneBorders(step, window.zone, window.offset_ns, reach=length)
         # The arithmetic of equal windows is replaced below; what is left of it sees one pane each.
-        return cls(1, 1, 1, 1, 0, window=window)
+        return cls(1, 1, 1, 1, 0, window=window, steps=steps, length=length)
 
     @property
     def single(self) -> bool:
-        return True
+        return self.length == 1
+
+    @property
+    def windows_per_pane(self) -> int:
+        return self.length
 
     def panes(self, times_ns: Times) -> Times:
-        return self._around(times_ns)[0]
+        return _at_or_before(self.steps, times_ns)
+
+    def pane_ends(self, panes: Times) -> Times:
+        return _behind(self.steps, panes)
 
     def first_ends(self, panes: Times) -> Times:
-        return self._around(panes)[1]
+        return _behind(self.steps, panes)
 
     def last_ends(self, panes: Times) -> Times:
-        return self._around(panes)[1]
+        return _behind(self.steps, panes, self.length)
 
     def starts(self, ends: Times) -> Times:
-        return self._around(ends - 1)[0]
+        return _behind(self.steps, ends - 1, 1 - self.length)
 
     def next_ends(self, panes: Times, watermark: int) -> Times:
-        ends = self.first_ends(panes)
-        # There is one end per pane; behind it there is none.
-        return np.where(ends - 1 > watermark, ends, np.int64(WATERMARK_MAX))
+        first = self.first_ends(panes)
+        if watermark == WATERMARK_MIN or not len(panes):
+            return first
+        if watermark == WATERMARK_MAX:
+            return np.full(len(panes), WATERMARK_MAX)
+        # Every border is an end; one is complete when end - 1 <= watermark.
+        least = _behind(self.steps, np.array([watermark + 1], np.int64))
+        return np.maximum(first, least)
 
     def unused_before(self, watermark: int, lateness_ns: int) -> int:
-        at = watermark + 1 - lateness_ns
-        if watermark == WATERMARK_MAX or at <= _nanoseconds(_midnight(FIRST_DATE)):
+        closed = watermark + 1 - lateness_ns
+        if watermark == WATERMARK_MAX or closed <= FIRST_NS:
             return watermark if watermark == WATERMARK_MAX else WATERMARK_MIN
-        return int(self._around(np.array([at], np.int64))[0][0])
+        return int(self._first_open(np.array([closed], np.int64))[0])
 
-    # Borders ----------------------------------------------------------------------------------
+    def _first_open(self, closed: Times) -> Times:
+        """The earliest pane with a window that ends behind these times."""
+        return _behind(self.steps, closed, 1 - self.length)
 
-    def _around(self, times_ns: Times) -> tuple[Times, Times]:
-        """(the border at or before each time, the one behind it)."""
-        if not len(times_ns):
-            return times_ns, times_ns
-        low, high = self._number(int(times_ns.min())), self._number(int(times_ns.max())) + 1
-        # Numbers go by the date in UTC, which may be off by one.
-        borders = self._between(low - 1, high + 1)
-        at = np.searchsorted(borders, times_ns, side="right")
-        return borders[at - 1], borders[at]
+    def count_ends(self, low: Times, high: Times) -> Times:
+        if not len(low):
+            return low
+        borders = self.steps.near(low)
+        upto = np.searchsorted(borders, high, side="right")
+        counts: Times = np.maximum(0, upto - np.searchsorted(borders, low, side="left"))
+        return counts
 
-    def _between(self, low: int, high: int) -> Times:
-        known = self.borders
-        for number in range(low, high + 1):
-            if number not in known:
-                known[number] = self._border(number)
-        return np.array([known[number] for number in range(low, high + 1)], np.int64)
-
-    def _number(self, time_ns: int) -> int:
-        """The window whose first date comes at or before this time in UTC."""
-        moment = EPOCH + timedelta(microseconds=time_ns // 1000 - self.window.offset_ns // 1000)
-        day = min(max(moment.date(), FIRST_DATE), LAST_DATE)
-        unit, count = self.window.unit, self.window.count
-        if unit in _MONTHS:
-            return ((day.year - 1970) * 12 + day.month - 1) // (count * _MONTHS[unit])
-        days = (day - (MONDAY if unit == "week" else EPOCH.date())).days
-        return days // (count * (7 if unit == "week" else 1))
-
-    def _border(self, number: int) -> int:
-        unit, count = self.window.unit, self.window.count
-        if unit in _MONTHS:
-            months = number * count * _MONTHS[unit]
-            wall = _midnight(date(1970 + months // 12, months % 12 + 1, 1))
-        elif unit == "week":
-            wall = _midnight(MONDAY) + timedelta(weeks=number * count)
-        else:
-            wall = EPOCH + timedelta(days=number * count)
-        wall += timedelta(microseconds=self.window.offset_ns // 1000)
-        found = first_instant(wall, ZoneInfo(self.window.zone))
-        return max(WATERMARK_MIN + 1, min(WATERMARK_MAX, _nanoseconds(found)))
+    def nth_ends(self, ends: Times, nth: Times) -> Times:
+        return _behind(self.steps, ends - 1, nth + 1)
 
 
-def first_instant(wall: datetime, zone: ZoneInfo) -> datetime:
-    """The first instant (naive, UTC) at which clocks in `zone` show `wall` or later.
+@dataclass(frozen=True)
+class CumulativeCalendarGrid(CalendarGrid):
+    """Windows that begin with every block of steps and end with each step of it.
 
-    >>> first_instant(datetime(2024, 3, 31), ZoneInfo("Europe/Berlin"))
-    datetime.datetime(2024, 3, 30, 23, 0)
+    `length` is about how many steps a block has, and not fewer.
     """
-    guess = wall.replace(tzinfo=zone).astimezone(UTC).replace(tzinfo=None)
-    if _shows(guess, zone) == wall and _shows(guess - MICROSECOND, zone) < wall:
-        return guess
-    # Clocks jump over this time or show it again: look for the moment at which they reach it.
-    before, after = wall - SHIFT_MAX, wall + SHIFT_MAX
-    while after - before > MICROSECOND:
-        middle = before + (after - before) // 2
-        if _shows(middle, zone) >= wall:
-            after = middle
-        else:
-            before = middle
-    return after
+
+    blocks: ZoneBorders = field(kw_only=True, compare=False)
+
+    @classmethod
+    def growing(cls, window: CalendarCumulate) -> CumulativeCalendarGrid:
+        """Borders are found when rows come."""
+        length, step, zone = window.length, window.step or ONE_DAY, window.zone
+        reach = length.times(step) or length.days_max
+        steps = ZoneBorders(
+            step,
+            zone,
+            window.offset_ns,
+            since_monday=length.unit == "week",
+            piece_ns=0 if window.step else window.step_ns,
+            reach=reach,
+        )
+        most = reach * (1 if window.step else pieces_of_a_day(window.step_ns))
+        blocks = ZoneBorders(length, zone, window.offset_ns)
+        return cls(1, 1, 1, 1, 0, window=window, steps=steps, length=most, blocks=blocks)
+
+    def last_ends(self, panes: Times) -> Times:
+        return _behind(self.blocks, panes)
+
+    def starts(self, ends: Times) -> Times:
+        return _at_or_before(self.blocks, ends - 1)
+
+    def _first_open(self, closed: Times) -> Times:
+        return _at_or_before(self.blocks, closed)
 
 
-def _shows(moment: datetime, zone: ZoneInfo) -> datetime:
-    return moment.replace(tzinfo=UTC).astimezone(zone).replace(tzinfo=None)
+def _at_or_before(borders: ZoneBorders, times_ns: Times) -> Times:
+    return _behind(borders, times_ns, 0)
 
 
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time())
-
-
-def _nanoseconds(moment: datetime) -> int:
-    return (moment - EPOCH) // MICROSECOND * 1000
+def _behind(borders: ZoneBorders, times_ns: Times, nth: int | Times = 1) -> Times:
+    """The nth border behind each time; number 0 is the one at or before it."""
+    if not len(times_ns):
+        return times_ns
+    table = borders.near(times_ns)
+    at = np.searchsorted(table, times_ns, side="right") - 1 + nth
+    return table.take(at, mode="clip")

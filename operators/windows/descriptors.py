@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from datetime import timedelta
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from dataclasses import dataclass, field
 
 from penstock.elements.durations import FOREVER, Duration, duration_ns
 from penstock.elements.errors import PlanError
 
-_CALENDAR = re.compile(r"\s*(?:(\d+)\s*)?(day|week|month|quarter|year)s?\s*")
+from .calendar_lengths import (
+    DAY_NS,
+    CalendarLength,
+    calendar_length,
+    in_calendar,
+    required_length,
+    required_offset,
+    required_zone,
+    text_of,
+)
+
 _ROWS = re.compile(r"\s*(\d+)\s*rows?\s*")
-_DAYS = {"day": 1, "week": 7, "month": 30, "quarter": 91, "year": 365}
 WINDOWS_PER_ROW_MAX = 10_000
 """A hop this fine is taken for a mistake: each row would count in that many windows."""
 
@@ -24,18 +31,6 @@ class Tumble:
     size_ns: int
     offset_ns: int = 0
     text: str = "tumble"
-
-
-@dataclass(frozen=True)
-class Calendar(Tumble):
-    """Tumbling windows of so many days, weeks, months, quarters or years of a time zone.
-
-    `size_ns` is about how long they are; `offset_ns` is on the clocks there.
-    """
-
-    unit: str = "day"
-    count: int = 1
-    zone: str = "UTC"
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,39 @@ class Cumulate:
     step_ns: int
     offset_ns: int = 0
     text: str = "cumulate"
+
+
+@dataclass(frozen=True)
+class Calendar(Tumble):
+    """Tumbling windows of so many days, weeks, months, quarters or years of a time zone.
+
+    Here and below `size_ns` and its like are about how long they are; `offset_ns` is on the clocks
+    of the place.
+    """
+
+    length: CalendarLength = field(kw_only=True)
+    zone: str = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class CalendarHop(Hop):
+    """Windows that begin with each `every` of a time zone and last for `steps` of them."""
+
+    every: CalendarLength = field(kw_only=True)
+    steps: int = field(kw_only=True)
+    zone: str = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class CalendarCumulate(Cumulate):
+    """Windows that begin with each `length` of a time zone and grow until it ends.
+
+    `step` None: by `step_ns` of elapsed time within each day.
+    """
+
+    length: CalendarLength = field(kw_only=True)
+    step: CalendarLength | None = field(kw_only=True)
+    zone: str = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -100,42 +128,112 @@ def tumble(size: Duration, *, offset: Duration = "0 s", timezone: str | None = N
     >>> tumble("1 hour").text
     'tumble 1 hour'
     """
-    found = _CALENDAR.fullmatch(size.lower()) if isinstance(size, str) else None
-    if isinstance(size, timedelta) and timezone is not None and not size % timedelta(days=1):
-        found = _CALENDAR.fullmatch(f"{size.days} days")
-    if found and (timezone is not None or found[2] in ("month", "quarter", "year")):
-        return _calendar(int(found[1] or 1), found[2], size, offset, timezone or "UTC")
-    if timezone is not None:
-        raise PlanError(
-            f"tumble({size!r}, timezone={timezone!r}): time zones are for windows of days, weeks,"
-            " months, quarters and years\n"
-            '  Shorter windows can be moved:  offset="30 min"'
-        )
-    return Tumble(_positive(size, "tumble(size)"), _offset(offset, "tumble"), f"tumble {size}")
+    if not in_calendar((size,), timezone):
+        size_ns, offset_ns = _positive(size, "tumble(size)"), _offset(offset, "tumble")
+        return Tumble(size_ns, offset_ns, _moved(f"tumble {size}", offset, offset_ns))
+    call = f"tumble({size!r}, timezone={timezone!r})"
+    length, zone = required_length(size, call), required_zone(timezone, "tumble")
+    offset_ns = required_offset(offset, length, call, "tumble")
+    text = text_of(f"tumble {size}", zone, offset, offset_ns)
+    return Calendar(length.size_ns, offset_ns, text, length=length, zone=zone)
 
 
-def hop(size: Duration, *, every: Duration, offset: Duration = "0 s") -> Hop:
-    """Windows of `size` that begin `every` so often; they overlap, so a row counts in several."""
+def hop(
+    size: Duration, *, every: Duration, offset: Duration = "0 s", timezone: str | None = None
+) -> Hop:
+    """Windows of `size` that begin `every` so often; they overlap, so a row counts in several.
+
+    With `timezone="Europe/Berlin"` they begin with the days, weeks, months, quarters or years of
+    the place and last for a whole number of them: `hop("7 days", every="1 day", timezone=...)`.
+    """
+    if in_calendar((size, every), timezone):
+        return _calendar_hop(size, every, offset, timezone)
     size_ns, every_ns = _positive(size, "hop(size)"), _positive(every, "hop(every)")
-    if size_ns > every_ns * WINDOWS_PER_ROW_MAX:
+    _check_count(size_ns / every_ns, f"hop({size!r}, every={every!r})", "every")
+    offset_ns = _offset(offset, "hop")
+    return Hop(size_ns, every_ns, offset_ns, _moved(f"hop {size} every {every}", offset, offset_ns))
+
+
+def _calendar_hop(size: Duration, every: Duration, offset: Duration, timezone: str | None) -> Hop:
+    call = f"hop({size!r}, every={every!r}, timezone={timezone!r})"
+    length, step = required_length(size, call), required_length(every, call)
+    zone = required_zone(timezone, "hop")
+    steps = length.times(step)
+    if not steps:
         raise PlanError(
-            f"hop({size!r}, every={every!r}): each row would be in {size_ns // every_ns} windows\n"
-            f"  At most {WINDOWS_PER_ROW_MAX} are allowed; choose a longer  every=."
+            f"{call}: the size must be a whole number of  every=\n"
+            "  Days and weeks go into one another, as in 7 days every 1 day; months, quarters and"
+            ' years too.\n  Months have no fixed number of days: say  hop("30 days",'
+            ' every="1 day")  or  hop("3 months", every="1 month").'
         )
-    return Hop(size_ns, every_ns, _offset(offset, "hop"), f"hop {size} every {every}")
+    _check_count(steps, call, "every")
+    offset_ns = required_offset(offset, step, call, "hop")
+    text = text_of(f"hop {size} every {every}", zone, offset, offset_ns)
+    return CalendarHop(
+        length.size_ns, step.size_ns, offset_ns, text, every=step, steps=steps, zone=zone
+    )
 
 
-def cumulate(size: Duration, *, step: Duration, offset: Duration = "0 s") -> Cumulate:
+def cumulate(
+    size: Duration, *, step: Duration, offset: Duration = "0 s", timezone: str | None = None
+) -> Cumulate:
     """Windows that begin together every `size` and end one `step` later each: totals of the day
-    so far, by the hour."""
+    so far, by the hour.
+
+    With `timezone="Europe/Berlin"` the size is days, weeks, months, quarters or years of the place,
+    and the step goes into it: `cumulate("1 month", step="1 day", timezone=...)`. Steps shorter than
+    a day are of elapsed time from each day's beginning; the last one of a day ends with it.
+    """
+    if in_calendar((size, step), timezone):
+        return _calendar_cumulate(size, step, offset, timezone)
     size_ns, step_ns = _positive(size, "cumulate(size)"), _positive(step, "cumulate(step)")
+    call = f"cumulate({size!r}, step={step!r})"
     if size_ns % step_ns:
-        raise PlanError(f"cumulate({size!r}, step={step!r}): the size must be a multiple of step")
-    if size_ns > step_ns * WINDOWS_PER_ROW_MAX:
+        raise PlanError(f"{call}: the size must be a multiple of step")
+    _check_count(size_ns // step_ns, call, "step")
+    offset_ns = _offset(offset, "cumulate")
+    text = _moved(f"cumulate {size} step {step}", offset, offset_ns)
+    return Cumulate(size_ns, step_ns, offset_ns, text)
+
+
+def _calendar_cumulate(
+    size: Duration, step: Duration, offset: Duration, timezone: str | None
+) -> Cumulate:
+    call = f"cumulate({size!r}, step={step!r}, timezone={timezone!r})"
+    length, zone = required_length(size, call), required_zone(timezone, "cumulate")
+    found = calendar_length(step)
+    if found is None:
+        step_ns = _positive(step, "cumulate(step)")
+        goes_in = step_ns < DAY_NS and not DAY_NS % step_ns
+        count = length.days_max * DAY_NS // step_ns
+    else:
+        step_ns = required_length(step, call).size_ns
+        count = length.times(found) or (length.days_max if found.days == 1 else 0)
+        goes_in = count > 0
+    if not goes_in:
         raise PlanError(
-            f"cumulate({size!r}, step={step!r}): more than {WINDOWS_PER_ROW_MAX} steps in a window"
+            f"{call}: windows grow by a step that goes into the size\n"
+            "  Into days go the steps that go into 24 hours, such as 1 hour or 15 min; into weeks"
+            " also days;\n  into months days one by one, and into quarters and years also months."
         )
-    return Cumulate(size_ns, step_ns, _offset(offset, "cumulate"), f"cumulate {size} step {step}")
+    _check_count(count, call, "step")
+    offset_ns = required_offset(offset, length, call, "cumulate")
+    text = text_of(f"cumulate {size} step {step}", zone, offset, offset_ns)
+    return CalendarCumulate(
+        length.size_ns, step_ns, offset_ns, text, length=length, step=found, zone=zone
+    )
+
+
+def _check_count(count: float, call: str, step: str) -> None:
+    if count > WINDOWS_PER_ROW_MAX:
+        raise PlanError(
+            f"{call}: each row would be in {int(count)} windows\n"
+            f"  At most {WINDOWS_PER_ROW_MAX} are allowed; choose a longer  {step}=."
+        )
+
+
+def _moved(text: str, offset: Duration, offset_ns: int) -> str:
+    return text + (f" from {offset}" if offset_ns else "")
 
 
 def session(gap: Duration) -> Session:
@@ -167,27 +265,6 @@ def global_window(*, trigger: Duration, ttl: Duration) -> GlobalWindow:
     if int(rows[1]) < 1:
         raise PlanError(f"global_window(trigger={trigger!r}): give a number of rows, 1 or more")
     return GlobalWindow(int(rows[1]), None, ttl_ns, text)
-
-
-def _calendar(count: int, unit: str, size: Duration, offset: Duration, zone: str) -> Calendar:
-    try:
-        ZoneInfo(zone)
-    except (ZoneInfoNotFoundError, TypeError, ValueError, OSError) as error:
-        raise PlanError(
-            f"tumble(timezone={zone!r}): there is no such time zone here\n"
-            '  Names are those of the IANA database, such as "Europe/Berlin"; where a machine has'
-            " none,\n  install the package tzdata."
-        ) from error
-    day_ns = 86_400 * 10**9
-    size_ns = count * _DAYS[unit] * day_ns
-    offset_ns = _offset(offset, "tumble")
-    if count < 1 or not 0 <= offset_ns < size_ns or offset_ns % 1000:
-        raise PlanError(
-            f"tumble({size!r}, offset={offset!r}): the offset lies within the window, in whole"
-            " microseconds, and the window has a length"
-        )
-    text = f"tumble {size} in {zone}" + (f" from {offset}" if offset_ns else "")
-    return Calendar(size_ns, offset_ns, text, unit, count, zone)
 
 
 def _positive(value: Duration, what: str) -> int:

@@ -28,7 +28,7 @@ from penstock.operators.split_salt import SaltProcessor
 from penstock.operators.updating_aggregate import UpdatingAggregateProcessor
 from penstock.operators.updating_split import UpdatingMergeProcessor, UpdatingPartsProcessor
 from penstock.operators.windows.aggregate import WindowAggregateProcessor
-from penstock.operators.windows.descriptors import Calendar, Cumulate, Hop, Tumble
+from penstock.operators.windows.descriptors import Cumulate, Hop, Tumble, tumble
 from penstock.operators.windows.split import (
     UpdatingWindowMergeProcessor,
     UpdatingWindowPartsProcessor,
@@ -277,7 +277,7 @@ WINDOWS = [
     Hop(10, 4, 1),
     Hop(3, 10),
     Cumulate(12, 4, 2),
-    Calendar(10**9, unit="day", zone="Asia/Kathmandu"),
+    tumble("1 day", timezone="Asia/Kathmandu"),
 ]
 
 
