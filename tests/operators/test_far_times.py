@@ -39,6 +39,7 @@ from penstock.operators.windows.descriptors import (
 from penstock.operators.windows.sessions import SessionAggregateProcessor
 from penstock.operators.windows.triggered import GlobalWindowProcessor
 from penstock.operators.windows.updating import UpdatingWindowProcessor
+from penstock.operators.windows.updating_sessions import UpdatingSessionProcessor
 from penstock.testing.harness import Harness, batch_of
 
 COLUMNS = pa.schema([("k", pa.int64()), ("v", pa.int64())])
@@ -106,6 +107,12 @@ for span in (12, CENTURY_NS):
         f"session of {span}": lambda ns=span: aggregated(SessionAggregateProcessor, Session(ns)),
         f"session with {span}": lambda ns=span: aggregated(
             SessionAggregateProcessor, Session(12), lateness_ns=ns
+        ),
+        f"session refined for {span}": lambda ns=span: aggregated(
+            UpdatingSessionProcessor, Session(12), early_ns=None, lateness_ns=ns
+        ),
+        f"early session of {span}": lambda ns=span: aggregated(
+            UpdatingSessionProcessor, Session(ns), early_ns=0, lateness_ns=15
         ),
         f"global for {span}": lambda ns=span: aggregated(
             GlobalWindowProcessor, GlobalWindow(2, None, ns)

@@ -33,6 +33,7 @@ from penstock.operators.windows.count import CountAggregateProcessor
 from penstock.operators.windows.descriptors import CountWindow, Hop, Session, Tumble
 from penstock.operators.windows.sessions import SessionAggregateProcessor
 from penstock.operators.windows.updating import UpdatingWindowProcessor
+from penstock.operators.windows.updating_sessions import UpdatingSessionProcessor
 from penstock.testing.harness import Harness, batch_of
 
 MOMENTS = [datetime(1677, 10, 1, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC), None]
@@ -78,6 +79,7 @@ COUNTED: dict[str, Callable[[pa.Schema, Any], Any]] = {
     "tumble": lambda s, a: WindowAggregateProcessor(Tumble(1000), ["k"], a, s),
     "session": lambda s, a: SessionAggregateProcessor(Session(1000), ["k"], a, s),
     "early": lambda s, a: UpdatingWindowProcessor(Tumble(1000), ["k"], a, s, 0),
+    "early session": lambda s, a: UpdatingSessionProcessor(Session(1000), ["k"], a, s, 0),
     "updating": lambda s, a: UpdatingAggregateProcessor(["k"], a, s, None, 0),
 }
 JOINED: dict[str, Callable[[pa.Schema, pa.Schema], Any]] = {
