@@ -75,11 +75,12 @@ def parse_measures(
             if column not in columns:
                 columns.append(column)
             at = columns.index(column)
-        measures.append(Measure(name, function, variable, at, _result(function, kind)))
+        measures.append(Measure(name, function, variable, at, result_type(function, kind)))
     return measures, columns
 
 
-def _result(function: str, kind: pa.DataType) -> pa.DataType:
+def result_type(function: str, kind: pa.DataType) -> pa.DataType:
+    """The type of `function` over values of `kind`."""
     if function == "count":
         return pa.int64()
     if function == "avg" or (function == "sum" and pt.is_floating(kind)):
@@ -129,12 +130,12 @@ def _value(measure: Measure, rows: Captured) -> Any:
     if not values:
         return None
     if measure.function in ("min", "max"):
-        return _extreme(values, measure.function == "max")
+        return extreme(values, measure.function == "max")
     total = sum(values)
     return float(total) / len(values) if measure.function == "avg" else total
 
 
-def _extreme(values: list[Any], greatest: bool) -> Any:
+def extreme(values: list[Any], greatest: bool) -> Any:
     """NaN is greater than every number, as everywhere."""
     numbers = [value for value in values if value == value]
     if not numbers or (greatest and len(numbers) < len(values)):

@@ -24,8 +24,11 @@ from penstock.expressions.expression import ExprLike
 from penstock.expressions.functions import NONE, Functions
 
 from .event_times import TIME_FIELD, TIME_TYPE, time_array, times_of
+from .match_conditions import PASSES, Conditions
 from .match_measures import column_of, parse_measures, python_values
+from .match_memory import Memory, Recall
 from .match_pattern import Pattern
+from .match_rounds import Rows, in_rounds
 from .match_runs import KeyRuns, Match, Matcher, Run, Skip, Thread
 from .over import OverProcessor
 from .over_items import OverItems
@@ -56,20 +59,24 @@ class MatchProcessor(OverProcessor):
                 raise PlanError(
                     f'{who}: the pattern has no "{name}", only {", ".join(known)}  {location}'
                 )
-        # A variable without a condition is any row.
-        self._defined = [name for name in known if name in conditions]
-        texts = {f"__is_{name}": conditions[name] for name in self._defined} or {"__any": "true"}
-        items = OverItems(texts, in_schema, functions, who, location)
+        said = Conditions(pattern, conditions, in_schema, functions, who, location)
+        self._passes = said.passes
+        items = OverItems(said.items or {"__any": "true"}, in_schema, functions, who, location)
         for field in items.out_schema:
-            if field.name.startswith("__is_") and not pa.types.is_boolean(field.type):
-                name = field.name.removeprefix("__is_")
+            if field.name.startswith(PASSES) and not pa.types.is_boolean(field.type):
+                name = field.name.removeprefix(PASSES)
                 raise PlanError(f"{who}: {name} is {field.type}, not a condition  {location}")
         if any(call.function == "lead" for call in items.calls):
             raise PlanError(f"{who}: conditions look back; lead() looks ahead  {location}")
         super().__init__(keys, items, None, in_schema, who)
         self._pattern, self._within_ns, self._skip = pattern, within_ns, skip
         self._measures, self._kept = parse_measures(dict(measures), known, in_schema, who, location)
+        self._memory: Memory | None = None
         self.columns_read = items.columns_read | frozenset(self._kept)
+        if said.referring:
+            self._memory = Memory(said, pattern, items.out_schema, functions, who, location)
+            read = said.columns_read | self._memory.columns_read
+            self.columns_read |= read & frozenset(in_schema.names)
         self._key_schema = pa.schema([in_schema.field(key) for key in keys])
         bounds = [pa.field(name, TIME_TYPE, nullable=False) for name in (START, END)]
         results = [pa.field(m.name, m.kind, m.function != "count") for m in self._measures]
@@ -110,11 +117,18 @@ class MatchProcessor(OverProcessor):
         keys = python_keys(made, self._keys.names)
         times = times_of(made).tolist()
         conditions = {
-            name: made.column(f"__is_{name}").fill_null(False).to_pylist() for name in self._defined
+            name: made.column(PASSES + name).fill_null(False).to_pylist() for name in self._passes
         }
         columns = [python_values(made.column(name)) for name in self._kept]
         kept = list(zip(*columns)) if columns else [()] * len(keys)
-        touched = set()
+        if self._memory is not None:
+            rows = Rows(keys, times, kept, conditions)
+            recall = Recall(self._memory, made, conditions)
+            matches, changed = in_rounds(self._matcher, self._runs, rows, recall)
+            self._found += matches
+            self._note_changed(changed)
+            return
+        touched: set[Any] = set()
         at = 0
 
         def is_a(variable: str) -> bool:
@@ -135,6 +149,9 @@ class MatchProcessor(OverProcessor):
             for match in self._matcher.row(runs, times[at], row, is_a):
                 self._found.append((key, match))
             touched.add(key)
+        self._note_changed(touched)
+
+    def _note_changed(self, touched: set[Any]) -> None:
         for key in touched:
             self._remind(key)
         self._changed |= touched

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -11,9 +10,10 @@ import pytest
 from analytics_rows import DISORDER_NS, MODERATE, SCHEMA, Row, as_batch, by_key, content, tuples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from match_search import search
 
 from penstock.elements.errors import PlanError
-from penstock.operators.match_pattern import Pattern, parse_pattern
+from penstock.operators.match_pattern import parse_pattern
 from penstock.operators.match_processor import MatchProcessor
 from penstock.operators.match_runs import KeyRuns, Matcher
 from penstock.operators.processor import LATE
@@ -38,75 +38,6 @@ PATTERNS = [
 ]
 SKIPS: list[Any] = ["past last row", "to next row"]
 LETTERS = ("a", "b", "c")
-
-
-# The oracle: depth first over all rows, no streams, no merging of ways --------------------------
-
-
-def ways(pattern: Pattern, rows: list[tuple[int, str]], first: int, until: int) -> Iterator[Any]:
-    """All matches from row `first` that end before `until`, best first: (variable, row)…"""
-    steps = pattern.steps
-
-    def is_a(at: int, variable: str) -> bool:
-        return variable in rows[at][1]
-
-    def from_step(step: int, taken: int, at: int, used: Any, gap: int) -> Iterator[Any]:
-        here = steps[step]
-        if at < until:
-            if gap < 0 and (here.most is None or taken < here.most) and is_a(at, here.variable):
-                more = (*used, (here.variable, at))
-                yield from from_step(step, taken + 1, at + 1, more, -1)
-            if taken >= here.least:
-                yield from onward(step, taken, at, used, gap)
-        ends = taken >= here.least and not any(s.least for s in steps[step + 1 :])
-        if ends and gap < 0 and (not pattern.never or clean(at)):
-            yield used
-
-    def clean(at: int) -> bool:
-        return not any(is_a(each, v) for each in range(at, until) for v in pattern.never)
-
-    def onward(step: int, taken: int, at: int, used: Any, gap: int) -> Iterator[Any]:
-        gaps: list[int] = []
-        target = gap if gap >= 0 else step + 1
-        while target < len(steps):
-            if is_a(at, steps[target].variable):
-                more = (*used, (steps[target].variable, at))
-                yield from from_step(target, 1, at + 1, more, -1)
-            if (steps[target].gap or target == gap) and target not in gaps:
-                gaps.append(target)
-            if steps[target].least:
-                break
-            target += 1
-        for each in gaps:
-            if not any(is_a(at, v) for v in steps[each].banned):
-                yield from from_step(step, taken, at + 1, used, each)
-
-    target = 0
-    while target < len(steps):
-        if is_a(first, steps[target].variable):
-            used = ((steps[target].variable, first),)
-            yield from from_step(target, 1, first + 1, used, -1)
-        if steps[target].least:
-            break
-        target += 1
-
-
-def search(
-    pattern: Pattern, rows: list[tuple[int, str]], within: int, skip: str
-) -> list[tuple[tuple[str, int], ...]]:
-    found = []
-    first = 0
-    while first < len(rows):
-        limit = rows[first][0] + within
-        until = next((at for at in range(first, len(rows)) if rows[at][0] > limit), len(rows))
-        best = next(ways(pattern, rows, first, until), None)
-        if best is not None:
-            found.append(best)
-        if best is not None and skip == "past last row":
-            first = best[-1][1] + 1
-        else:
-            first += 1
-    return found
 
 
 _rows = st.lists(
