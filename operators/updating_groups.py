@@ -64,6 +64,10 @@ class Marked:
             self._marks[slots] = False
             self._torn = True
 
+    def holds(self, slots: Slots) -> Mask:
+        """Which of these slots are in the set."""
+        return self._marks[slots]
+
     def take(self) -> Slots:
         """All of them, ascending; none is left."""
         if not self._lists:

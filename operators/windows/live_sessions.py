@@ -24,6 +24,7 @@ class LiveSessions:
         self._keys = SlotIndex(keys)
         self._owned = new_owned_slots()
         self._owner = np.zeros(0, np.int64)
+        self._live = np.zeros(0, np.bool_)
         self._merged = np.zeros(0, np.bool_)
         self._into = np.zeros(0, np.int64)
 
@@ -31,6 +32,7 @@ class LiveSessions:
         """Make room for sessions below this number."""
         self._owned.reserve(self._keys.capacity, slots)
         self._owner = grown(self._owner, slots)
+        self._live = grown(self._live, slots)
         self._merged = grown(self._merged, slots)
         self._into = grown(self._into, slots)
 
@@ -51,7 +53,7 @@ class LiveSessions:
 
     def link(self, slots: Slots, owners: Slots) -> None:
         """New sessions of these keys."""
-        self._owner[slots] = owners
+        self._owner[slots], self._live[slots] = owners, True
         self._owned.link(slots, owners)
 
     def drop_idle(self, owners: Slots) -> None:
@@ -59,6 +61,10 @@ class LiveSessions:
         idle = np.ones(len(owners), np.bool_)
         idle[self._owned.of(owners)[0]] = False
         self._keys.remove(owners[idle])
+
+    def is_live(self, slots: Slots) -> Mask:
+        """Which of these slots are sessions, and not merged."""
+        return self._live[slots]
 
     # Merging ----------------------------------------------------------------------------------
 
@@ -70,6 +76,11 @@ class LiveSessions:
         """Each session, or the one that it is part of."""
         return np.where(self._merged[slots], self._into[slots], slots)
 
+    def merged_into(self, slots: Slots) -> Slots:
+        """All sessions that are part of these."""
+        merged = np.flatnonzero(self._merged)
+        return merged[np.isin(self._into[merged], slots)]
+
     def merge(self, slots: Slots, into: Slots) -> None:
         """Sessions are part of others from now on, and with them what was part of them."""
         self._owned.unlink(slots)
@@ -79,12 +90,12 @@ class LiveSessions:
             at = np.minimum(np.searchsorted(slots[order], self._into[elder]), len(slots) - 1)
             follow = slots[order][at] == self._into[elder]
             self._into[elder[follow]] = into[order][at[follow]]
-        self._merged[slots] = True
+        self._live[slots], self._merged[slots] = False, True
         self._into[slots] = into
 
     def forget(self, slots: Slots) -> None:
         """Sessions end, or are no longer needed as parts of others."""
-        alive = slots[~self._merged[slots]]
-        self._owned.unlink(alive)
-        self.drop_idle(np.unique(self._owner[alive]))
-        self._merged[slots] = False
+        live = slots[self._live[slots]]
+        self._owned.unlink(live)
+        self.drop_idle(np.unique(self._owner[live]))
+        self._live[slots] = self._merged[slots] = False

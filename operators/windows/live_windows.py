@@ -20,7 +20,7 @@ from penstock.operators.aggregates import Aggregation
 from penstock.operators.event_times import TIME_TYPE
 from penstock.operators.processor import LATE, ProcessorContext
 from penstock.operators.updating_aggregate import UpdatingAggregateProcessor
-from penstock.operators.updating_groups import Mask, Slots
+from penstock.operators.updating_groups import Slots
 
 from .results import END, START
 
@@ -84,34 +84,29 @@ class LiveWindows(UpdatingAggregateProcessor):
             self._flush()
         else:
             self._give_complete(watermark)
-            if watermark - self._lateness_ns >= self._next_gone:
-                live = self._groups.index.live
-                ages = self._last_instants(live)
-                final = ages <= watermark - self._lateness_ns
-                self._forget(live[final])
-                self._next_gone = _least(ages[~final])
+            self._forget_final(watermark)
         self._watermark = max(self._watermark, watermark)
+
+    def _forget_final(self, watermark: int) -> None:
+        if watermark - self._lateness_ns < self._next_gone:
+            return
+        live = self._groups.index.live
+        ages = self._groups.touched[live]
+        final = ages <= watermark - self._lateness_ns
+        self._forget(live[final])
+        self._next_gone = _least(ages[~final])
 
     def _give_complete(self, watermark: int) -> None:
         if watermark < self._next_end:
             return
         slots = self._groups.changed.take()
-        ages = self._last_instants(slots)
-        due, waits = self._sort_out(slots, ages, watermark)
-        self._groups.changed.add(slots[waits])
-        self._next_end = _least(ages[waits])
+        ages = self._groups.touched[slots]
+        due = ages <= watermark
+        self._groups.changed.add(slots[~due])
+        self._next_end = _least(ages[~due])
         slots = slots[due]
         # In the order of their ends, as windows that are given once.
         self._give(slots[np.lexsort((slots, ages[due]))])
-
-    def _last_instants(self, slots: Slots) -> Slots:
-        """The watermarks at which the windows in these slots are complete."""
-        return self._groups.touched[slots]
-
-    def _sort_out(self, slots: Slots, ages: Slots, watermark: int) -> tuple[Mask, Mask]:
-        """(which of the changed windows have something to give, which stay changed)."""
-        due = ages <= watermark
-        return due, ~due
 
     def next_wakeup_ns(self) -> int | None:
         """When to give early results."""

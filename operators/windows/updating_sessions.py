@@ -31,6 +31,7 @@ from penstock.operators.updating_groups import Mask, Slots
 from penstock.operators.updating_values import within_group
 
 from .descriptors import Session
+from .due_slots import DueSlots
 from .live_sessions import LiveSessions
 from .live_windows import LiveWindows
 from .partials import ONLY_KEY
@@ -114,14 +115,21 @@ class UpdatingSessionProcessor(LiveWindows):
     def open(self, ctx: ProcessorContext) -> None:
         """Find the sessions of the checkpoint."""
         self._sessions = LiveSessions(self._key_schema)
+        self._ends, self._finals = DueSlots(), DueSlots()
         self._over_at = ctx.watermark
         super().open(ctx)
-        self._sessions.room(self._groups.index.capacity)
+        self._room()
         live = self._groups.index.live
         if len(live):
             keys = self._groups.index.keys_of(live)
             heads = self._routed([keys.column(name) for name in self._user_keys], len(live))
             self._sessions.link(live, self._sessions.owners_of(*heads))
+            self._expect_times(live)
+
+    def _room(self) -> None:
+        room = self._groups.index.capacity
+        for each in (self._sessions, self._ends, self._finals):
+            each.room(room)
 
     def _hashes(self, keys: pa.RecordBatch) -> Hashes:
         # Sessions of a key go where the key's rows are routed.
@@ -203,7 +211,11 @@ class UpdatingSessionProcessor(LiveWindows):
         self._add_values(slots, rows.codes, arguments)
         if len(merged):
             self._absorb(merged, slots[into])
-        self._expect_changes(slots)
+        self._expect_times(slots)
+        if self._flush_at is None:
+            self._flush_at = self._ctx.clock.wall_ns() + self._flush_ns
+        if self._early and not self._flush_ns:
+            self._flush()
 
     def _slots(
         self, batch: pa.RecordBatch, touched: Touched, firsts: Slots
@@ -225,7 +237,7 @@ class UpdatingSessionProcessor(LiveWindows):
             columns.append(pa.array(firsts[fresh]))
             keys = pa.RecordBatch.from_arrays(columns, schema=self._keys)
             slots[fresh], *_ = self._groups.slots_of(keys, self._hashes(keys))
-            self._sessions.room(self._groups.index.capacity)
+            self._room()
             self._sessions.link(slots[fresh], touched.owners[fresh])
         return slots, fresh, absorbed
 
@@ -268,36 +280,50 @@ class UpdatingSessionProcessor(LiveWindows):
         given = self._groups.is_given[merged]
         self._groups.changed.add(merged[given])
         self._forget(merged[~given])
-        if given.any() and not self._early:
-            self._next_end = self._watermark
-
-    def _expect_changes(self, slots: Slots) -> None:
-        """These sessions have changed."""
-        ages = self._groups.touched[slots]
-        if not self._early and (self._groups.is_given[slots] & (ages > self._watermark)).any():
-            # Given, and not over any more.
-            self._next_end = self._watermark
-        if self._flush_at is None:
-            self._flush_at = self._ctx.clock.wall_ns() + self._flush_ns
-        self._expect_end(int(ages.min()))
 
     # Changes ----------------------------------------------------------------------------------
 
-    def _last_instants(self, slots: Slots) -> Slots:
-        # What became part of another session is taken back when that one is given.
-        return self._groups.touched[self._sessions.roots(slots)]
+    def _expect_times(self, slots: Slots) -> None:
+        """These sessions have changed, or are those of the checkpoint."""
+        ages = self._groups.touched[slots]
+        self._ends.expect(slots, ages)
+        self._finals.expect(slots, ages + self._lateness_ns)
 
-    def _sort_out(self, slots: Slots, ages: Slots, watermark: int) -> tuple[Mask, Mask]:
+    def _due(self, times: DueSlots, watermark: int, after_ns: int) -> Slots:
+        """The sessions whose last instant is that long ago."""
+        slots = times.take(watermark)
+        slots = slots[self._sessions.is_live(slots)]
+        due_at = self._groups.touched[slots] + after_ns
+        waits = due_at > watermark
+        times.expect(slots[waits], due_at[waits])
+        return slots[~waits]
+
+    def _give_complete(self, watermark: int) -> None:
         self._over_at = watermark
-        due = ages <= watermark
+        changed, touched = self._groups.changed, self._groups.touched
+        over = self._due(self._ends, watermark, 0)
         if self._early:
-            return due, ~due
-        waits = ~due & ~self._sessions.is_merged(slots)
-        return due | self._groups.is_given[slots], waits
+            # What became part of another session is taken back when that one is given.
+            over = over[changed.holds(over)]
+            others = self._sessions.merged_into(over)
+            changed.remove(np.concatenate([over, others]))
+        else:
+            others = changed.take()
+            others = others[self._groups.is_given[others]]
+            goes_on = self._sessions.is_merged(others) | (touched[others] > watermark)
+            others = others[goes_on]
+        # In the order of their ends, as windows that are given once.
+        over = over[np.lexsort((over, touched[over]))]
+        self._give(np.concatenate([others, over]))
+
+    def _forget_final(self, watermark: int) -> None:
+        self._forget(self._due(self._finals, watermark, self._lateness_ns))
 
     def _flush(self) -> None:
-        self._over_at = WATERMARK_MAX
-        super()._flush()
+        if self._early:
+            super()._flush()
+        else:
+            self._give_complete(WATERMARK_MAX)
 
     def _give(self, slots: Slots) -> None:
         merged = self._sessions.is_merged(slots)
@@ -308,7 +334,7 @@ class UpdatingSessionProcessor(LiveWindows):
         super()._give(slots)
 
     def _look(self, slots: Slots) -> tuple[list[pa.Array], Mask]:
-        self._sessions.room(self._groups.index.capacity)
+        self._room()
         alive = np.flatnonzero(~self._sessions.is_merged(slots))
         there = np.zeros(len(slots), np.bool_)
         there[alive] = True
