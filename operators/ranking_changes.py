@@ -24,7 +24,7 @@ from .found_again import UNMATCHED, refuse_unfindable
 from .key_slots import Keys
 from .processor import Processor, ProcessorContext
 from .ranking import TOP_ROWS_MAX, leading_words
-from .ranking_held import FRONT, NOWHERE, REST, Arrived, HeldRows
+from .ranking_held import FRONT, REST, Arrived, HeldRows
 from .ranking_moves import first_of, rank_moves, row_moves, sums_before
 from .ranking_output import top_changes, top_schema
 from .ranking_rows import NO_BAR
@@ -104,14 +104,12 @@ class UpdatingTopProcessor(Processor):
     def _contending(self, arrived: Arrived) -> tuple[Numbers, Numbers]:
         """(keys whose front may change, ascending; new rows that may come to a front).
 
-        What is plainly behind the front goes to the rest, or from there, without being sorted.
+        What is plainly behind the front goes to the rest without being sorted.
         """
         held = self._held
         changed = arrived.added != 0
         slots, fresh = arrived.slots[changed], arrived.fresh[changed]
         new, old = slots[fresh], slots[~fresh]
-        gone = (held.counts[old] == 0) & (held.place[old] == REST)
-        held.move(old[gone], NOWHERE)
         if self._has_words and len(new):
             bars = held.bar[held.owners[new]]
             if (bars < NO_BAR).any():
