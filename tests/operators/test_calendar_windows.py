@@ -19,9 +19,9 @@ from penstock.elements.signals import WATERMARK_MAX, WATERMARK_MIN
 from penstock.operators.aggregates import Aggregation
 from penstock.operators.event_times import with_time
 from penstock.operators.processor import LATE
-from penstock.operators.windows import tumble
+from penstock.operators.windows import cumulate, hop, tumble
 from penstock.operators.windows.aggregate import WindowAggregateProcessor
-from penstock.operators.windows.assign import grid_of
+from penstock.operators.windows.assign import expand, grid_of
 from penstock.testing.harness import Harness, batch_of
 
 HOUR = 3600 * 10**9
@@ -170,7 +170,106 @@ def test_what_is_no_calendar_is_refused() -> None:
         ("1 hour", {"timezone": "Europe/Berlin"}),
         ("1 day", {"timezone": "Europe/Atlantis"}),
         ("0 months", {}),
+        ("101 years", {}),
         ("1 day", {"timezone": "UTC", "offset": "25 hours"}),
     ):
         with pytest.raises(PlanError, match="tumble"):
             tumble(size, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("size", "every", "options", "says"),
+    [
+        ("24 hours", "1 hour", {"timezone": "Europe/Berlin"}, "Hours are equally long everywhere"),
+        ("1 day", "6 hours", {"timezone": "Europe/Berlin"}, "'6 hours' is none of these"),
+        ("10 days", "1 week", {"timezone": "UTC"}, "a whole number of  every="),
+        ("1 month", "1 day", {}, "Months have no fixed number of days"),
+        ("1 month", "1 quarter", {}, "a whole number of  every="),
+        ("99 years", "1 day", {"timezone": "UTC"}, "a whole number of  every="),
+        ("36000 days", "1 day", {"timezone": "UTC"}, "each row would be in 36000 windows"),
+        ("3 months", "1 month", {"offset": "31 days"}, "offset='31 days' must be shorter"),
+        ("7 days", "1 day", {"timezone": "Mars"}, r"hop\(timezone='Mars'\): there is no such"),
+    ],
+)
+def test_hops_that_the_calendar_has_not_say_which_it_has(
+    size: str, every: str, options: Any, says: str
+) -> None:
+    with pytest.raises(PlanError, match=says):
+        hop(size, every=every, **options)
+
+
+@pytest.mark.parametrize(
+    ("size", "step", "says"),
+    [
+        ("12 hours", "1 hour", "Hours are equally long everywhere"),
+        ("1 day", "7 hours", "the steps that go into 24 hours"),
+        ("1 day", "24 hours", "the steps that go into 24 hours"),
+        ("1 month", "1 week", "into months days one by one"),
+        ("1 month", "2 days", "into months days one by one"),
+        ("1 year", "5 months", "into quarters and years also months"),
+        ("3 days", "1 month", "a step that goes into the size"),
+        ("1 month", "1 min", "each row would be in 44640 windows"),
+        ("1 day", "0 s", "must be longer than nothing"),
+        ("1 day", "0 days", "is not a length between a day and a hundred years"),
+    ],
+)
+def test_steps_that_do_not_go_into_a_calendar_say_which_do(size: str, step: str, says: str) -> None:
+    with pytest.raises(PlanError, match=says):
+        cumulate(size, step=step, timezone="Europe/Berlin")
+
+
+def test_windows_that_differ_have_names_that_differ() -> None:
+    made = [
+        hop("7 days", every="1 day"),
+        hop("7 days", every="1 day", offset="1 hour"),
+        hop("7 days", every="1 day", timezone="UTC"),
+        hop("7 days", every="1 day", timezone="UTC", offset="1 hour"),
+        hop("7 days", every="1 day", timezone="Europe/Berlin"),
+        cumulate("7 days", step="1 day", timezone="Europe/Berlin"),
+        cumulate("7 days", step="1 hour", timezone="Europe/Berlin"),
+        cumulate("1 week", step="1 hour", timezone="Europe/Berlin"),
+    ]
+    assert len({window.text for window in made}) == len(made)
+
+
+@pytest.mark.parametrize(
+    ("day", "ends"),
+    [
+        # Clocks went from 02:00 to 03:00, and from 03:00 to 02:00.
+        ((2024, 3, 31), [7, 13, 19, 24]),
+        ((2024, 10, 27), [5, 11, 17, 23, 24]),
+        ((2024, 6, 1), [6, 12, 18, 24]),
+    ],
+)
+def test_steps_within_a_day_are_of_elapsed_time_and_the_last_ends_with_it(
+    day: Any, ends: list[int]
+) -> None:
+    grid = grid_of(cumulate("1 day", step="6 hours", timezone="Europe/Berlin"))
+    begin = ns(*day, zone="Europe/Berlin")
+    _, found = expand(grid, np.array([begin], np.int64), WATERMARK_MIN, WATERMARK_MAX)
+    clocks = [
+        (EPOCH + timedelta(microseconds=end // 1000)).astimezone(ZoneInfo("Europe/Berlin")).hour
+        for end in found.tolist()
+    ]
+    assert [hour or 24 for hour in clocks] == ends
+
+
+def test_seven_days_around_a_date_that_was_left_out_are_seven_others() -> None:
+    grid = grid_of(hop("7 days", every="1 day", timezone="Pacific/Apia"))
+    end = np.array([ns(2012, 1, 3, zone="Pacific/Apia")], np.int64)
+    # Without the 30th, which never was.
+    assert grid.starts(end).tolist() == [ns(2011, 12, 26, zone="Pacific/Apia")]
+    assert (end - grid.starts(end)).tolist() == [7 * 24 * HOUR]
+
+
+def test_windows_without_number_are_cut_into_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.operators.windows.aggregate.EXPANDED_ROWS_MAX", 100)
+    columns = pa.schema([("k", pa.int64())])
+    schema = with_time(columns)
+    window = cumulate("1 month", step="1 day", timezone="Asia/Kathmandu")
+    made = WindowAggregateProcessor(window, ["k"], Aggregation({"n": "count(*)"}, schema), schema)
+    run = Harness(made, [schema])
+    run.send(batch_of(columns, [(key,) for key in range(20)], [ns(2024, 2, 3)] * 20)).end()
+    table = run.taken()
+    assert table.num_rows == 20 * 27
+    assert len(table.column("k").chunks) > 3
