@@ -67,6 +67,30 @@ def test_a_running_top_is_updating_and_what_appends_is_not() -> None:
         keyed.top(3, by="distance").key_by("carrier").over().with_columns(n="count(*)")
 
 
+def test_the_first_of_what_changes_is_found_without_leaving_rows_out_on_the_way() -> None:
+    counts = stream().key_by("tail").aggregate(n="count(*)", far="max(distance)", ttl="1 day")
+    best = counts.key_by("n").top(3, by="far desc", rank="place")
+    assert best.updating
+    best.select("n", "far").changes("sign").sink(Keep("kept"))
+    plan = plan_of(best._pipeline)
+    made = [type(each.processor).__name__ for v in plan.vertices for each in v.operators]
+    assert "UpdatingTopProcessor" in made
+    assert "ThinOutProcessor" not in made
+    assert [e.schema.names for e in plan.edges if e.keys == ("n",)] == [
+        ["n", "far", "_change", "_time"]
+    ]
+
+
+def test_a_row_that_may_be_taken_back_is_not_the_only_one_of_its_key() -> None:
+    counts = stream().key_by("tail").aggregate(n="count(*)", ttl="1 day").key_by("n")
+    for build in (counts.deduplicate, lambda: counts.deduplicate(keep="last", order="arrival")):
+        text = text_of(build)
+        assert "deduplicate: the stream is updating" in text
+        assert 'key_by(...).top(1, by="price desc, bidder")' in text
+    hours = counts.window(ps.tumble("1 hour"))
+    assert "the stream is updating" in text_of(lambda: hours.top(1, by="n"))
+
+
 def test_only_what_is_looked_at_crosses_the_exchange() -> None:
     made = stream().key_by("carrier").window(ps.tumble("1 hour")).top(3, by="distance desc")
     made.select("carrier", "tail").sink(Keep("kept"))

@@ -24,6 +24,7 @@ from penstock.operators.interval_join import IntervalJoinProcessor
 from penstock.operators.over import OverProcessor
 from penstock.operators.over_items import OverItems
 from penstock.operators.ranking import RunningTopProcessor
+from penstock.operators.ranking_changes import UpdatingTopProcessor
 from penstock.operators.ranking_windows import WindowRankProcessor
 from penstock.operators.row_order import RowOrder
 from penstock.operators.updating_aggregate import UpdatingAggregateProcessor
@@ -58,6 +59,17 @@ def rows_of(values: list[Any]) -> list[tuple[Any, int]]:
     """Keys and numbers, in no order, each key several times."""
     chance = random.Random(3)
     return [(chance.choice(values), number) for number in range(40)]
+
+
+def drive_changes(made: Any, columns: pa.Schema, rows: list[Any], back: list[Any]) -> Harness:
+    """Rows come with others that are taken back later."""
+    driven = Harness(made, [made.in_schema])
+    signed = [(*row, 1) for row in [*back, *rows]] + [(*row, -1) for row in back]
+    for at in range(0, len(signed), 15):
+        part = signed[at : at + 15]
+        batch = batch_of(with_change(columns), part, [at] * len(part))
+        driven.send(batch.cast(made.in_schema)).restart()
+    return driven.end()
 
 
 def shown(value: Any) -> Any:
@@ -127,6 +139,10 @@ def test_rows_are_ordered_by_keys_of_every_type(kind: pa.DataType) -> None:
             part = rows[at : at + 15]
             driven.send(batch_of(columns, part, [n for _, n in part])).restart()
         assert taken(driven.end(), "k", "n") == Counter(firsts.items()), type(each).__name__
+    changing = with_time(with_change(columns))
+    top = UpdatingTopProcessor(["k"], RowOrder("n", columns), 1, changing)
+    driven = drive_changes(top, columns, rows, [(key, -1 - n) for key, n in rows])
+    assert taken(driven, "k", "n") == Counter(firsts.items())
     over = OverProcessor(["k"], OverItems({"c": "row_number()"}, schema), None, schema)
     driven = Harness(over, [schema])
     driven.send(batch_of(columns, rows, [n for _, n in rows])).restart().end()
@@ -200,6 +216,10 @@ def test_rows_stand_in_the_order_of_values_of_every_type(
             part = rows[at : at + 7]
             driven.send(batch_of(columns, part, [n for _, _, n in part])).restart()
         assert taken(driven.end(), "k", "n", "nth") == Counter(expected), type(made).__name__
+    changing = with_time(with_change(columns))
+    top = UpdatingTopProcessor(["k"], RowOrder(by, columns), 5, changing, "nth")
+    driven = drive_changes(top, columns, rows, [(k, v, n + 100) for k, v, n in rows])
+    assert taken(driven, "k", "n", "nth") == Counter(expected)
 
 
 EDGES = {
