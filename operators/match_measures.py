@@ -6,6 +6,7 @@ Nulls are left out by sum, min, max and avg.
 
 from __future__ import annotations
 
+import decimal
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ _CALL = re.compile(
     r"(first|last|min|max|sum|avg|count)\s*\(\s*(\w+)\s*(?:\.\s*(\w+)|\.\s*\*)?\s*\)", re.I
 )
 _PLAIN = re.compile(r"(\w+)\s*\.\s*(\w+)")
+_EXACT = decimal.Context(prec=80)
+"""More digits than the sum of all decimals that columns can hold."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,15 @@ def _value(measure: Measure, rows: Captured) -> Any:
         return None
     if measure.function in ("min", "max"):
         return extreme(values, measure.function == "max")
-    total = sum(values)
+    total = values[0]
+    for value in values[1:]:
+        total = added(total, value)
     return float(total) / len(values) if measure.function == "avg" else total
+
+
+def added(total: Any, value: Any) -> Any:
+    """The sum; of decimals without rounding, which Python would do to 28 digits."""
+    return _EXACT.add(total, value) if isinstance(value, decimal.Decimal) else total + value
 
 
 def extreme(values: list[Any], greatest: bool) -> Any:

@@ -7,7 +7,6 @@ row's columns and what the thread has noted are one batch for the engine.
 
 from __future__ import annotations
 
-import decimal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,13 +24,11 @@ from penstock.expressions.types import type_text
 
 from .argument_failures import evaluated
 from .match_conditions import Conditions, Reference, Referring
-from .match_measures import extreme, python_values, result_type
+from .match_measures import added, extreme, python_values, result_type
 from .match_pattern import Pattern
 from .match_runs import KeyRuns, Matcher, Thread
 
 Noted = tuple[Any, ...]
-_EXACT = decimal.Context(prec=80)
-"""Adds all decimals that columns can hold without rounding."""
 
 
 class Memory:
@@ -141,13 +138,15 @@ class Asked:
         self, made: pa.RecordBatch, rows: Sequence[int], noted: Sequence[Noted]
     ) -> list[bool]:
         """For each pair of a row of `made` and what a thread has noted."""
-        at = pa.array(rows, pa.int64())
-        columns = [made.column(column).take(at) for _, column in self._taken]
+        if len(rows) == 1:
+            columns = [made.column(column).slice(rows[0], 1) for _, column in self._taken]
+        else:
+            at = pa.array(rows, pa.int64())
+            columns = [made.column(column).take(at) for _, column in self._taken]
         columns += [self._column(place, noted) for _, place in self.noted]
         pairs = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         (found,) = evaluated(self._condition, pairs, self._memory.who, self._memory.location)
-        answers: list[bool] = found.fill_null(False).to_pylist()
-        return answers
+        return [each is True for each in found.to_pylist()]  # Null is not true.
 
     def _column(self, place: int, noted: Sequence[Noted]) -> pa.Array:
         """One reference as a column."""
@@ -249,22 +248,16 @@ class Recall:
         )
 
 
-def _added(total: Any, value: Any) -> Any:
-    if isinstance(value, decimal.Decimal):
-        return _EXACT.add(total, value)
-    return total + value
-
-
 def _sum(known: Any, value: Any) -> Any:
     if value is None:
         return known
-    return value if known is None else _added(known, value)
+    return value if known is None else added(known, value)
 
 
 def _avg(known: Any, value: Any) -> Any:
     if value is None:
         return known
-    return (value, 1) if known is None else (_added(known[0], value), known[1] + 1)
+    return (value, 1) if known is None else (added(known[0], value), known[1] + 1)
 
 
 def _extreme(greatest: bool) -> Callable[[Any, Any], Any]:

@@ -188,6 +188,46 @@ def test_patterns() -> None:
     assert_same_rows(build, expected)
 
 
+def test_patterns_that_refer_to_matched_rows() -> None:
+    def build() -> ps.Stream[Any]:
+        return (
+            stream()
+            .key_by("k")
+            .match(
+                "start down+ back",
+                within="1 minute",
+                define={
+                    "down": "v < coalesce(last(down.v), start.v)",
+                    "back": "v >= start.v AND v > 2 * min(down.v) AND count(down) < 4",
+                },
+                measures={"start": "start.id", "downs": "count(down)", "back": "back.id"},
+            )
+        )
+
+    expected = []
+    for k, rows in by_key().items():
+        at = 0
+        while at < len(rows):
+            end = at + 1
+            while end < len(rows) and rows[end].v < rows[end - 1].v:
+                end += 1
+            downs = [row.v for row in rows[at + 1 : end]]
+            back = rows[end] if end < len(rows) else None
+            if (
+                back is not None
+                and 0 < len(downs) < 4
+                and back.v >= rows[at].v
+                and back.v > 2 * min(downs)
+                and (back.ts - rows[at].ts).total_seconds() <= 60
+            ):
+                bounds = (rows[at].ts, back.ts)
+                expected.append((k, *bounds, rows[at].id, len(downs), back.id))
+                at = end
+            at += 1
+    assert len(expected) > 20
+    assert_same_rows(build, expected)
+
+
 def test_orders_samples_and_firsts_of_windows_and_arrival() -> None:
     def build() -> ps.Stream[Any]:
         keyed = stream().key_by("k")
