@@ -31,7 +31,8 @@ from .updating_values import GROUP_BITS
 
 Mask = npt.NDArray[np.bool_]
 
-NOWHERE, FRONT, REST = 0, 1, 2
+FRONT, REST, NOWHERE = 0, 1, 2
+PLACES = 2
 COUNT_SCHEMA = pa.schema([pa.field("__count", pa.int64(), nullable=False)])
 NEWEST_SCHEMA = pa.schema([pa.field("__newest", pa.int64(), nullable=False)])
 
@@ -73,7 +74,7 @@ class HeldRows:
         self.place = np.zeros(0, np.int8)
         self._saved = np.zeros(0, np.bool_)
         self._unsaved = Marked()
-        self._lists = {place: new_owned_slots() for place in (FRONT, REST)}
+        self._lists = new_owned_slots()  # of each key one per place
         self._touched = False
 
     def _room(self) -> None:
@@ -85,8 +86,7 @@ class HeldRows:
         self.added, self.place = grown(self.added, rows), grown(self.place, rows)
         self._saved = grown(self._saved, rows)
         self._unsaved.room(rows)
-        for owned in self._lists.values():
-            owned.reserve(keys, rows)
+        self._lists.reserve(PLACES * keys, rows)
 
     # Rows -------------------------------------------------------------------------------------
 
@@ -141,17 +141,16 @@ class HeldRows:
 
     def of(self, place: int, keys: Numbers) -> tuple[Numbers, Numbers]:
         """(which of `keys`, slot) of what lies there, by key. Requires: no key twice."""
-        return self._lists[place].of(keys)
+        return self._lists.of(PLACES * keys + place)
 
     def move(self, slots: Numbers, place: int) -> None:
         """Let these slots lie there, wherever they lay."""
         slots = slots[self.place[slots] != place]
         was = self.place[slots]
-        for each, owned in self._lists.items():
-            owned.unlink(slots[was == each])
+        self._lists.unlink(slots[was != NOWHERE])
         np.subtract.at(self.rest, self.owners[slots[was == REST]], 1)
         if place != NOWHERE:
-            self._lists[place].link(slots, self.owners[slots])
+            self._lists.link(slots, PLACES * self.owners[slots] + place)
         if place == REST:
             np.add.at(self.rest, self.owners[slots], 1)
         self.place[slots] = place

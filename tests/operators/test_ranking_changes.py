@@ -49,7 +49,7 @@ ORDERS = {
 COLUMN_VALUES: list[list[Any]] = [
     [0, 0, 0, None],
     [None, "", "x"],
-    [None, math.nan, 0.0, 1.5, math.inf, -math.inf],
+    [None, math.nan, 0.0, -0.0, 1.5, math.inf, -math.inf],
     [None, 0, 1, 2, 3, 2**63 - 1, -(2**63)],
 ]
 rows = st.tuples(*(st.sampled_from(values) for values in COLUMN_VALUES))
