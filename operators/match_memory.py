@@ -229,8 +229,11 @@ class Recall:
 
     def noted(self, noted: Noted, variable: str) -> Noted:
         """With the row at hand taken as `variable`."""
+        places = self._memory.of_variable[variable]
+        if noted and not places:
+            return noted
         known = list(noted or self._memory.empty)
-        for place in self._memory.of_variable[variable]:
+        for place in places:
             values = self._values[place]
             value = None if values is None else values[self.at]
             if values is None:

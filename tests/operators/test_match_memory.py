@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from analytics_rows import (
     MODERATE,
@@ -28,9 +31,10 @@ from penstock.elements.hash import hash_columns
 from penstock.elements.keygroup import subtask_of
 from penstock.expressions.expression import expr
 from penstock.operators import match_runs
+from penstock.operators.event_times import with_time
 from penstock.operators.match_pattern import parse_pattern
 from penstock.operators.match_processor import MatchProcessor
-from penstock.testing.harness import Harness
+from penstock.testing.harness import Harness, batch_of
 
 SKIPS: list[Any] = ["past last row", "to next row"]
 Meets = Callable[[Row, Row | None, Callable[[str], list[Row]]], Any]
@@ -381,3 +385,61 @@ def test_references_that_mean_nothing_are_refused(
 ) -> None:
     with pytest.raises(PlanError, match=reason):
         made_of(pattern, define)
+
+
+MOMENTS = [datetime(1677, 10, 1, tzinfo=UTC), datetime(1970, 1, 1, tzinfo=UTC)]
+VALUES: dict[pa.DataType, list[Any]] = {
+    pa.int8(): [-128, 127],
+    pa.int64(): [-(2**63), 2**63 - 1],
+    pa.uint64(): [0, 2**64 - 1],
+    pa.float32(): [-math.inf, 1.5],
+    pa.float64(): [5e-324, math.nan],
+    pa.bool_(): [False, True],
+    pa.string(): ["", "\0é"],
+    pa.binary(): [b"\0", b"\0\0"],
+    pa.binary(2): [b"\0\0", b"\xff\xff"],
+    pa.decimal128(38, 2): [Decimal("-1e35"), Decimal("99999999999999999999999999999999.01")],
+    pa.date32(): [date(1, 1, 1), date(9999, 12, 31)],
+    pa.timestamp("us", "UTC"): MOMENTS,
+    pa.duration("ms"): [timedelta(days=-999_999), timedelta(0)],
+}
+"""Two of each type, the lesser first."""
+
+
+@pytest.mark.parametrize("kind", VALUES, ids=str)
+def test_values_of_every_type_are_found_again_as_they_were(kind: pa.DataType) -> None:
+    columns = pa.schema([("k", pa.int64()), ("x", kind)])
+    lesser, greater = VALUES[kind]
+    define = {
+        "low": "x IS NOT NULL",
+        "again": "x = low.x AND x = first(low.x)",
+        "none": "x IS NULL AND low.x = again.x",
+        "more": "x > low.x AND none.x IS NULL AND count(none.x) = 0 AND count(none) = 1",
+        "end": "x = last(more.x) AND x = max(more.x) AND low.x = min(again.x)",
+    }
+    pattern = parse_pattern("low again none more end")
+    schema = with_time(columns)
+    made = MatchProcessor(["k"], pattern, define, {"x": "end.x"}, 10, "past last row", schema)
+    driven = Harness(made, [schema])
+    for at, value in enumerate([lesser, lesser, None, greater, greater]):
+        driven.send(batch_of(columns, [(1, value)], [at])).advance(at).restart()
+    assert [known(row["x"]) for row in driven.rows()] == [known(greater)]
+
+
+def test_decimals_add_up_without_rounding() -> None:
+    kind = pa.decimal128(30, 2)
+    columns = pa.schema([("k", pa.int64()), ("x", kind)])
+    schema = with_time(columns)
+    great, small = Decimal("9999999999999999999999999999.00"), Decimal("0.01")
+    made = MatchProcessor(
+        ["k"],
+        parse_pattern("a{2} b"),
+        {"b": "sum(a.x) = x"},
+        {"total": "sum(a.x)"},
+        10,
+        "past last row",
+        schema,
+    )
+    rows = [(1, great), (1, small), (1, Decimal("9999999999999999999999999999.01"))]
+    driven = Harness(made, [schema]).send(batch_of(columns, rows, [1, 2, 3])).end()
+    assert [row["total"] for row in driven.rows()] == [rows[-1][1]]
