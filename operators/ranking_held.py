@@ -189,6 +189,7 @@ class HeldRows:
         keys = self.key_index.live
         lost = keys[self.newest[keys] == WATERMARK_MIN]
         self.newest[lost] = unknown
+        self._touched |= len(lost) > 0
         return keys[self.newest[keys] <= until]
 
     # State ------------------------------------------------------------------------------------

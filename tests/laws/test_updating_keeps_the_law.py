@@ -64,14 +64,22 @@ def days_elsewhere() -> ps.Stream[Any]:
 
 
 def first_of_changes() -> ps.Stream[Any]:
-    """The groups with most rows: they overtake each other, and some move from key to key."""
-    sums = read(ps.Pipeline("law")).with_columns(g="v % 40").key_by("g")
+    """Of all groups, by keys that groups move between, and of windows that are given early."""
+    stream = read(ps.Pipeline("law"))
+    sums = stream.with_columns(g="v % 40").key_by("g")
     sums = sums.aggregate(n="count(*)", total="sum(v)", ttl=ps.FOREVER, flush="20 ms")
-    firsts = sums.with_columns(side="total % 3").key_by("side").top(3, by="n desc, g", rank="nth")
-    return firsts.select("side", "nth", "g", "n").union(
-        sums.top(5, by="total", rank="nth").select("nth", "g", "n", side="CAST(-1 AS BIGINT)")
-        .select("side", "nth", "g", "n")
-    )  # fmt: skip
+    window = ps.tumble("2 minutes")
+    live = stream.key_by("v").window(window, early="20 ms", refine=True).aggregate(n="count(*)")
+    keyed = sums.with_columns(side="total % 3").key_by("side")
+    made = [
+        keyed.top(3, by="n desc, g", rank="nth").select("side", "nth", "g", "n"),
+        sums.top(5, by="total", rank="nth").select("nth", "g", "n", side="-1"),
+        live.key_by("window_start")
+        .top(2, by="n desc, v", rank="nth")
+        .select("nth", "n", g="v", side="-2"),
+    ]
+    parts = [one.select("nth", "g", "n", side="CAST(side AS BIGINT)") for one in made]
+    return parts[0].union(*parts[1:])
 
 
 CASES: dict[Any, str] = {
@@ -83,11 +91,15 @@ CASES: dict[Any, str] = {
         GROUP BY 1""",
     first_of_changes: """
         WITH s AS (SELECT v % 40 AS g, count(*) AS n, CAST(sum(v) AS BIGINT) AS total
-          FROM t GROUP BY 1)
-        SELECT total % 3, row_number() OVER w AS nth, g, n FROM s
-        WINDOW w AS (PARTITION BY total % 3 ORDER BY n DESC, g) QUALIFY nth <= 3
-        UNION ALL FROM (SELECT -1, row_number() OVER (ORDER BY total, g) AS nth, g, n FROM s
-        QUALIFY nth <= 5)""",
+          FROM t GROUP BY 1),
+        w AS (SELECT time_bucket(INTERVAL '2 minutes', ts) AS w, v, count(*) AS n
+          FROM t GROUP BY 1, 2)
+        FROM (SELECT row_number() OVER (PARTITION BY total % 3 ORDER BY n DESC, g) AS nth,
+          g, n, total % 3 FROM s QUALIFY nth <= 3)
+        UNION ALL FROM (SELECT row_number() OVER (ORDER BY total, g) AS nth, g, n, -1 FROM s
+          QUALIFY nth <= 5)
+        UNION ALL FROM (SELECT row_number() OVER (PARTITION BY w ORDER BY n DESC, v) AS nth,
+          v, n, -2 FROM w QUALIFY nth <= 2)""",
     early_and_refined: """
         SELECT k, s, s + INTERVAL 60 SECONDS, count(*), count(DISTINCT v)
         FROM t, range(TIMESTAMPTZ '2024-01-01', TIMESTAMPTZ '2024-01-02', INTERVAL 40 SECONDS) w(s)
