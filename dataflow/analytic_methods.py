@@ -142,6 +142,8 @@ class KeyedAnalytics:
         `match("start down+ up", within="1 hour", define={"down": "price < lag(price)", ...},
         measures={"low": "min(down.price)"})`. Steps follow each other directly; `...` lets any rows
         lie between, `!x` any that are not x; `? + * {2,4}` repeat a step, as often as possible.
+        Conditions see the row, what came before it in its key, and the rows matched before it:
+        `price > avg(down.price)`; `last(down.price)` is null as long as `down` has none.
         Results: the keys, `match_start`, `match_end`, the measures. Late rows: `.late`.
         """
         from .keyed_stream import require_event_time

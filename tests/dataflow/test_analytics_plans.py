@@ -53,6 +53,18 @@ def test_what_cannot_be_meant_is_refused_on_its_line() -> None:
             lambda: keyed.match("a", within="1 s", define={}, measures={"m": "b.tail"}),
             "the pattern has a",
         ),
+        (
+            lambda: keyed.match(
+                "a b", within="1 s", define={"a": "distance > b.distance"}, measures={}
+            ),
+            '"b" comes after "a": it has no row yet',
+        ),
+        (
+            lambda: keyed.match(
+                "a b", within="1 s", define={"b": "distance > avg(a.tail)"}, measures={}
+            ),
+            "avg(a.tail) takes numbers, not text",
+        ),
     ):
         assert reason in text_of(build)
 
