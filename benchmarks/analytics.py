@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from windows import Context
 
+from penstock.elements.changelog import with_change
 from penstock.elements.signals import WATERMARK_MAX
 from penstock.operators.dedup import FirstRowProcessor
 from penstock.operators.event_times import time_array, times_of, with_time
@@ -25,6 +26,7 @@ from penstock.operators.over import OverProcessor
 from penstock.operators.over_items import OverItems
 from penstock.operators.processor import Processor
 from penstock.operators.ranking import RunningTopProcessor
+from penstock.operators.ranking_changes import UpdatingTopProcessor
 from penstock.operators.ranking_windows import WindowRankProcessor
 from penstock.operators.rate_limit import RateLimitProcessor
 from penstock.operators.row_order import RowOrder
@@ -41,6 +43,8 @@ SCHEMA = with_time(
         ]
     )
 )
+COUNTS = pa.schema([("key", pa.int64()), ("auction", pa.int64()), ("n", pa.int64())])
+CHANGES = with_time(with_change(COUNTS))
 CHANNELS = np.array(["Google", "Facebook", "Baidu", "Apple"])
 
 
@@ -57,6 +61,29 @@ def bids(rows: int, batch_rows: int, keys: int) -> list[pa.RecordBatch]:
     ]
     whole = pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
     return [whole.slice(at, batch_rows) for at in range(0, rows, batch_rows)]
+
+
+def counts(rows: int, batch_rows: int, auctions: int, keys: int) -> list[pa.RecordBatch]:
+    """Bids per auction, which belongs to one of so many keys: first all, then random updates."""
+    rng = np.random.default_rng(1)
+    n = rng.integers(1, 1000, auctions)
+    batches, every = [], np.arange(auctions)
+    signs = [np.ones(auctions)]
+    changed, values = [every], [n.copy()]
+    for _ in range(rows // batch_rows):
+        some = rng.choice(auctions, batch_rows // 2, replace=False)
+        changed.append(np.repeat(some, 2))
+        # Taken back with what it was, added with one more.
+        values.append(n[changed[-1]] + np.tile([0, 1], len(some)))
+        signs.append(np.tile([-1, 1], len(some)))
+        n[some] += 1
+    for at, (auction, value, sign) in enumerate(zip(changed, values, signs, strict=True)):
+        columns = [
+            pa.array(each) for each in (auction % keys, auction, value, sign.astype(np.int8))
+        ]
+        columns.append(time_array(np.full(len(auction), at * 10**9)))
+        batches.append(pa.RecordBatch.from_arrays(columns, schema=CHANGES))
+    return batches
 
 
 def run(name: str, made: Any, batches: list[pa.RecordBatch]) -> None:
@@ -95,6 +122,11 @@ def main() -> None:
     run("top 3, running", RunningTopProcessor(by_auction, price, 3, SCHEMA), batches)
     ranked = RunningTopProcessor(by_auction, price, 3, SCHEMA, rank="n")
     run("top 3, running, with ranks", ranked, batches)
+    for auctions, keys in ((10_000, 10), (100_000, 1), (100_000, 10_000)):
+        most = RowOrder("n desc, auction", COUNTS)
+        made = UpdatingTopProcessor(["key"], most, 10, CHANGES, rank="place")
+        given_changes = counts(given.rows // 4, given.batch, auctions, keys)
+        run(f"top 10 of changes, {auctions} rows of {keys} keys", made, given_changes)
     run("top 3 per second", WindowRankProcessor(second, by_auction, price, SCHEMA, 3), batches)
     run("first by event time", FirstRowProcessor(["bidder"], SCHEMA, True), batches)
     run("first by arrival", FirstRowProcessor(["bidder"], SCHEMA, False), batches)
@@ -107,8 +139,8 @@ def main() -> None:
         ({"x": "avg(price)"}, 9),
         ({"x": "lead(price)"}, None),
     ):
-        made = OverProcessor(by_auction, OverItems(items, SCHEMA), preceding, SCHEMA)
-        run(f"over {', '.join(items.values())}, {preceding} preceding", made, batches)
+        over = OverProcessor(by_auction, OverItems(items, SCHEMA), preceding, SCHEMA)
+        run(f"over {', '.join(items.values())}, {preceding} preceding", over, batches)
     conditions = {"low": "price < 1000000", "up": "price > lag(price)"}
     measures = {"n": "count(up)", "last": "up.price"}
     pattern, skip = parse_pattern("low up+"), "past last row"
