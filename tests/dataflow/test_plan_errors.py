@@ -227,6 +227,22 @@ def test_an_operator_with_side_outputs_only_has_no_rows() -> None:
     assert "it yields only to side outputs" in text_of(lambda: sorted_.sink(Keep()))
 
 
+@pytest.mark.parametrize(
+    ("window", "why"),
+    [
+        (ps.count_window(3), "this one ends with a row"),
+        (ps.global_window(trigger="3 rows", ttl="1 day"), "gives what it has by its trigger"),
+    ],
+)
+def test_windows_that_end_at_no_time_are_not_given_early(window: Any, why: str) -> None:
+    keyed = flights(ps.Pipeline("p")).key_by("tail")
+    for said in ({"early": "1 s"}, {"refine": True}):
+        text = text_of(lambda said=said: keyed.window(window, **said))  # type: ignore[misc]
+        assert f"window({window.text}): early= and refine= are for windows that end" in text
+        assert why in text
+        assert ".key_by(...).aggregate(...)" in text or "ttl=..." in text
+
+
 JOINS: list[tuple[dict[str, Any], list[str]]] = [
     ({"on": "tail"}, ["exactly one bound on what it remembers, and nothing is given"]),
     (

@@ -323,6 +323,16 @@ def test_a_session_taken_in_is_taken_back_with_what_takes_its_place() -> None:
     assert shown_changes(run) == [(-1, 0, 10, 1), (-1, 15, 26, 2), (1, 0, 26, 4)]
 
 
+def test_what_a_session_took_in_goes_on_with_it_into_another() -> None:
+    run = harness(10, SECOND)
+    times = [0, 15, 16, 32, 33, 34, 35]
+    run.send(batch([(1.0, "x", 1, time) for time in times])).tick(SECOND)
+    assert len(shown_changes(run)) == 3
+    run.send(batch([(1.0, "x", 1, 8)])).send(batch([(1.0, "x", 1, 24)])).advance(44)
+    back = [(-1, 0, 10, 1), (-1, 15, 26, 2), (-1, 32, 45, 4)]
+    assert sorted(shown_changes(run)) == [*sorted(back), (1, 0, 45, 9)]
+
+
 def test_sessions_without_a_key_are_of_the_whole_stream() -> None:
     run = harness(10, SECOND, keys=())
     run.send(batch([(1.0, "x", 1, 0), (2.0, "x", 2, 5)])).restart()
