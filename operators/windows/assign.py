@@ -90,9 +90,9 @@ class PaneGrid:
         counts: Times = np.maximum(0, (high - low) // self.step_ns + 1)
         return counts
 
-    def nth_ends(self, ends: Times, nth: Times) -> Times:
-        """The ends that come so many behind these."""
-        return ends + nth * self.step_ns
+    def nth_ends(self, ends: Times, rows: Times, nth: Times) -> Times:
+        """The ends that come so many behind `ends[rows]`."""
+        return ends[rows] + nth * self.step_ns
 
     def _floor(self, times: Times, width: int) -> Times:
         if self.offset_ns:
@@ -127,4 +127,4 @@ def expand(
     counts = grid.count_ends(low, high)
     rows = np.repeat(np.arange(len(panes)), counts)
     within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return rows, grid.nth_ends(low[rows], within)
+    return rows, grid.nth_ends(low, rows, within)

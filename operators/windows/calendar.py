@@ -90,8 +90,11 @@ class CalendarGrid(PaneGrid):
         counts: Times = np.maximum(0, upto - np.searchsorted(borders, low, side="left"))
         return counts
 
-    def nth_ends(self, ends: Times, nth: Times) -> Times:
-        return _behind(self.steps, ends - 1, nth + 1)
+    def nth_ends(self, ends: Times, rows: Times, nth: Times) -> Times:
+        if not len(rows):
+            return rows
+        table = self.steps.near(ends)
+        return table.take(np.searchsorted(table, ends)[rows] + nth, mode="clip")
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def _at_or_before(borders: ZoneBorders, times_ns: Times) -> Times:
     return _behind(borders, times_ns, 0)
 
 
-def _behind(borders: ZoneBorders, times_ns: Times, nth: int | Times = 1) -> Times:
+def _behind(borders: ZoneBorders, times_ns: Times, nth: int = 1) -> Times:
     """The nth border behind each time; number 0 is the one at or before it."""
     if not len(times_ns):
         return times_ns
