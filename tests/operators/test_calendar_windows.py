@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.elements.durations import DAYS_MAX
 from penstock.elements.errors import PlanError
 from penstock.elements.signals import WATERMARK_MAX, WATERMARK_MIN
 from penstock.operators.aggregates import Aggregation
-from penstock.operators.event_times import with_time
+from penstock.operators.event_times import EARLIEST_NS, LATEST_NS, with_time
 from penstock.operators.processor import LATE
 from penstock.operators.windows import cumulate, hop, tumble
 from penstock.operators.windows.aggregate import WindowAggregateProcessor
@@ -26,6 +27,7 @@ from penstock.testing.harness import Harness, batch_of
 
 HOUR = 3600 * 10**9
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+CENTURY_NS = DAYS_MAX * 24 * HOUR
 
 
 def ns(*when: int, zone: str = "UTC") -> int:
@@ -273,3 +275,32 @@ def test_windows_without_number_are_cut_into_batches(monkeypatch: pytest.MonkeyP
     table = run.taken()
     assert table.num_rows == 20 * 27
     assert len(table.column("k").chunks) > 3
+
+
+@pytest.mark.parametrize("time", [EARLIEST_NS, LATEST_NS - 1, 0])
+@pytest.mark.parametrize(
+    ("window", "held"),
+    [
+        (tumble("100 years", timezone="Asia/Kathmandu"), 1),
+        (hop("100 years", every="1 year", offset="27 days"), 100),
+        (hop("5000 weeks", every="1 week", timezone="Pacific/Apia"), 5000),
+        (cumulate("100 years", step="1 quarter", timezone="America/Sao_Paulo"), None),
+    ],
+)
+def test_the_longest_windows_hold_the_farthest_times(window: Any, held: Any, time: int) -> None:
+    columns = pa.schema([("k", pa.int64())])
+    schema = with_time(columns)
+    made = WindowAggregateProcessor(
+        window, ["k"], Aggregation({"n": "count(*)"}, schema), schema, CENTURY_NS
+    )
+    run = Harness(made, [schema], out_schemas={"main": made.out_schema, LATE: schema})
+    run.send(batch_of(columns, [(1,)], [time])).advance(time).restart()
+    run.send(batch_of(columns, [(1,)], [time])).end()
+    table = run.taken()
+    starts, ends = (
+        table.column(name).cast(pa.int64()).to_numpy() for name in ("window_start", "window_end")
+    )
+    assert ((starts <= time) & (time < ends)).all()
+    assert set(table.column("n").to_pylist()) == {2}
+    assert len(set(ends.tolist())) == table.num_rows == (held or table.num_rows) > 0
+    assert run.taken(LATE).num_rows == 0
