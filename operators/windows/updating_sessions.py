@@ -223,7 +223,7 @@ class UpdatingSessionProcessor(LiveWindows):
         """(the slot of each session, which are new, which live ones another one takes in)."""
         # Of several that become one the largest stays: its values are not moved.
         rows = fixed_values(self._groups.part_of(0, touched.live))
-        order = np.lexsort((-rows, touched.live_in))
+        order = np.lexsort((touched.live, -rows, touched.live_in))
         numbers, at = np.unique(touched.live_in[order], return_index=True)
         stays = order[at]
         absorbed = np.ones(len(touched.live), np.bool_)

@@ -288,7 +288,9 @@ def test_a_row_between_two_sessions_takes_both_back_and_gives_one() -> None:
     run.restart().send(batch([(1.0, "x", 4, 8)]))
     assert shown_changes(run) == []
     run.tick(SECOND)
-    assert shown_changes(run) == [(-1, 15, 25, 1), (-1, 0, 10, 1), (1, 0, 25, 3)]
+    changes = shown_changes(run)
+    assert sorted(changes[:2]) == [(-1, 0, 10, 1), (-1, 15, 25, 1)]
+    assert changes[2:] == [(1, 0, 25, 3)]
     run.send(batch([(1.0, "x", None, 24)])).cut()
     assert shown_changes(run) == [(-1, 0, 25, 3), (1, 0, 34, 4)]
     run.advance(33)
