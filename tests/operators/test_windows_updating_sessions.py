@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from copy import deepcopy
+from random import Random
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from penstock.operators.aggregates import Aggregation
 from penstock.operators.event_times import with_time
 from penstock.operators.processor import LATE
 from penstock.operators.windows.descriptors import Session
+from penstock.operators.windows.sessions import SessionAggregateProcessor
 from penstock.operators.windows.updating_sessions import UpdatingSessionProcessor
 from penstock.testing.harness import Harness, batch_of
 
@@ -279,6 +281,39 @@ def test_readers_have_the_sessions_of_the_rows_so_far(
     assert fleet.late == Counter(
         (shown(row[0]), row[1], shown(row[2]), row[3]) for row in fleet.model.late
     )
+
+
+def test_every_kind_of_aggregate_ends_as_in_sessions_that_are_given_once() -> None:
+    items = {
+        "a": "first(v)", "b": "last(v)", "c": "stddev(v)", "d": "string_agg(s, '-')",
+        "e": "approx_quantile(v, 0.5)", "f": "approx_count_distinct(v)", "g": "max_by(s, v)",
+        "h": "quantile(v, 0.9)", "i": "sum(v) FILTER (WHERE s = 'x')", "j": "avg(DISTINCT v)",
+        "l": "bit_xor(v)", "m": "array_agg(v)",
+    }  # fmt: skip
+    aggregation, chance = Aggregation(items, SCHEMA), Random(3)
+    plain = SessionAggregateProcessor(Session(6), ["k"], aggregation, SCHEMA)
+    early = UpdatingSessionProcessor(Session(6), ["k"], aggregation, SCHEMA, SECOND)
+    runs = [Harness(made, [SCHEMA]) for made in (plain, early)]
+    for _ in range(60):
+        some = [
+            (float(chance.randrange(3)), chance.choice("xy"), chance.randrange(9), time)
+            for time in chance.choices(range(200), k=chance.choice([1, 4]))
+        ]
+        die = chance.random() < 0.2
+        for run in runs:
+            run.send(batch(some)).tick(SECOND // 2)
+            if die:
+                run.restart()
+    found = []
+    for run in runs:
+        counted: Counter[str] = Counter()
+        for row in run.end().rows():
+            sign = row.pop("_change", 1)
+            row["c"] = row["c"] and round(row["c"], 9)
+            counted[repr(row)] += sign
+        found.append(+counted)
+    assert found[0] == found[1]
+    assert sum(found[0].values()) > 9
 
 
 def test_a_row_between_two_sessions_takes_both_back_and_gives_one() -> None:
