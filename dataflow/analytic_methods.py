@@ -47,9 +47,14 @@ class KeyedAnalytics:
         updating stream all rows are kept, for one may come up when others go; ties go by content.
         """
         from .analytics import TopLogic, checked_count, checked_ttl
+        from .schema_check import check_new_name, plan_error
 
         location = user_location()
         checked_count(count, "top", location)
+        if rank is not None and not isinstance(rank, str):
+            raise plan_error("top", f"rank={rank!r} is no name of a column", location)
+        if rank is not None:
+            check_new_name(rank, "top", location)
         ttl_ns = checked_ttl(ttl, self._stream._schema, "top", location)
         functions = self._stream._pipeline.functions
         logic = TopLogic(self.keys, by, count, rank, ttl_ns, functions, location)

@@ -122,7 +122,9 @@ class WindowLogic(Logic):
         """Window, aggregates and key: with others its state would mean something else."""
         # Lateness may change: it bounds what is kept, not what it means.
         items = "; ".join(f"{name}={canonical(text)}" for name, text in self.items)
-        kept = ("updating",) if self.updating else ()
+        kept: tuple[str, ...] = ("updating",) if self.updating else ()
+        # What readers have at a cut is not the same with and without it.
+        kept += ("early",) if self.early_ns is not None else ()
         return (self.window.text, items, ", ".join(self.keys), *kept)
 
     def describe(self) -> str:

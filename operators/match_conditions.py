@@ -169,7 +169,8 @@ class Conditions:
             child = node.children[0] if len(node.children) == 1 else None
             if child is None or child.kind != "column" or child.name not in self._steps:
                 return False
-            return node.name.lower() == "count" or child.name not in self._schema.names
+            # A column of this name stays what it is.
+            return child.name not in self._schema.names
         return self._step_of(node) is not None
 
     def _step_of(self, node: Node) -> str | None:
@@ -177,6 +178,9 @@ class Conditions:
         if node.kind != "pieces" or node.name != "field" or node.children[0].kind != "column":
             return None
         name = node.children[0].name
+        if name in self._schema.names and pa.types.is_struct(self._schema.field(name).type):
+            # A field of that column, as without any step of its name.
+            return None
         return name if name in self._steps else None
 
     def _reference(self, tried: str, node: Node, given: Expr) -> Reference:

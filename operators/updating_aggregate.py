@@ -40,6 +40,8 @@ class UpdatingAggregateProcessor(Processor):
     """Input: rows, or partial rows of `updating_fold`; output: MAIN with `out_schema`."""
 
     keeps_by_key_only = True
+    _some_given = False
+    """At a cut readers have all groups."""
 
     def __init__(
         self,
@@ -89,7 +91,7 @@ class UpdatingAggregateProcessor(Processor):
         """Find the groups of the checkpoint."""
         self._ctx = ctx
         self._watermark = ctx.watermark
-        self._groups = LiveGroups(self._calls, self._keys, self._result_fields)
+        self._groups = LiveGroups(self._calls, self._keys, self._result_fields, self._some_given)
         self._groups.open(ctx.state, self._hashes)
         self._values = [
             LiveValues(f"values{at}", self._keys, kind)
@@ -181,7 +183,7 @@ class UpdatingAggregateProcessor(Processor):
         at = pa.array(added)
         new = [column.take(at) for column in results]
         self._collect(slots, back, added, new)
-        self._groups.is_given[slots[back]] = False
+        self._groups.take_back(slots[back])
         self._groups.give(slots[added], new)
         self._remove_empty(slots[~there])
 

@@ -1,9 +1,10 @@
 """The live groups of an aggregate without a window: a slot per key, updated in place (R1).
 
 Beside the accumulators it keeps what was last given of each group, which is what an update takes
-back. That needs no place in state: changes are given before each cut, so after a restart what was
-given last is what the accumulators say. State gets all groups at each cut behind a change, as they
-lie here: finding them again, one by one, would take longer than copying them.
+back. Its values need no place in state: changes are given before each cut, so after a restart what
+was given last is what the accumulators say. Where some groups only are given by then, state says
+which. State gets all groups at each cut behind a change, as they lie here: finding them again, one
+by one, would take longer than copying them.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ Mask = npt.NDArray[np.bool_]
 T = TypeVar("T", bound=np.generic)
 HashesOf = Callable[[pa.RecordBatch], Hashes]
 """The frozen hashes of keys, by which rows were routed."""
-TOUCHED = "__touched"
-
-
+TOUCHED, GIVEN = "__touched", "__given"
 MARKS_PER_SLOT = 8
 """So many marks are looked at in the time in which one slot is sorted."""
 
@@ -88,12 +87,20 @@ class Marked:
 class LiveGroups:
     """Groups by key, in slots."""
 
-    def __init__(self, calls: UpdatingCalls, keys: pa.Schema, results: Sequence[pa.Field]) -> None:
+    def __init__(
+        self,
+        calls: UpdatingCalls,
+        keys: pa.Schema,
+        results: Sequence[pa.Field],
+        some_given: bool = False,
+    ) -> None:
+        """`some_given`: at a cut readers have some groups only; state says which."""
         self._calls = calls
         self._key_schema = keys
-        self.value_schema: pa.Schema = pa.schema(
-            [*calls.stored, pa.field(TOUCHED, pa.int64(), nullable=False)]
-        )
+        self._some_given = some_given
+        marks = [pa.field(TOUCHED, pa.int64(), nullable=False)]
+        marks += [pa.field(GIVEN, pa.bool_(), nullable=False)] if some_given else []
+        self.value_schema: pa.Schema = pa.schema([*calls.stored, *marks])
         self.index = SlotIndex(keys)
         self._parts: list[Column] = [column_for(field.type) for field in calls.stored]
         self._given: list[Column] = [column_for(field.type) for field in results]
@@ -191,7 +198,16 @@ class LiveGroups:
         """Readers have these now."""
         for column, array in zip(self._given, results, strict=True):
             column.write(slots, array)
-        self.is_given[slots] = True
+        self._say_given(slots, True)
+
+    def take_back(self, slots: Slots) -> None:
+        """Readers have nothing of these any more."""
+        self._say_given(slots, False)
+
+    def _say_given(self, slots: Slots, given: bool) -> None:
+        if self._some_given and len(slots):
+            self._saved = False
+        self.is_given[slots] = given
 
     def remove(self, slots: Slots) -> None:
         """Forget groups."""
@@ -215,6 +231,8 @@ class LiveGroups:
             for column, field in zip(self._parts, self._calls.stored, strict=True):
                 column.write(slots, batch.column(field.name))
             self.touched[slots] = fixed_values(batch.column(TOUCHED))
+            if self._some_given:
+                self.is_given[slots] = fixed_values(batch.column(GIVEN))
 
     def save(self) -> None:
         """Bring the groups into state, if there was any change since the last cut."""
@@ -224,6 +242,7 @@ class LiveGroups:
         slots = self.index.live
         keys = self.index.keys_of(slots)
         columns = [*self.parts_of(slots), pa.array(self.touched[slots])]
+        columns += [pa.array(self.is_given[slots])] if self._some_given else []
         values = pa.RecordBatch.from_arrays(columns, schema=self.value_schema)
         self._table.replace(keys, values, self._hashes_of(keys))
 

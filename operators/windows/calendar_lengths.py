@@ -85,7 +85,7 @@ def required_length(value: Duration, call: str) -> CalendarLength:
             "  Hours are equally long everywhere: leave  timezone=  out, and move windows by"
             '  offset="30 min".'
         )
-    if not found.count or found.days > DAYS_MAX or found.months > MONTHS_MAX:
+    if found.count < 1 or found.days > DAYS_MAX or found.months > MONTHS_MAX:
         raise PlanError(f"{call}: {value!r} is not a length between a day and a hundred years")
     return found
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from penstock.elements.signals import WATERMARK_MAX
+from penstock.elements.signals import WATERMARK_MAX, WATERMARK_MIN
 from penstock.operators.aggregates import Aggregation
 from penstock.operators.event_times import TIME_TYPE
 from penstock.operators.processor import LATE, ProcessorContext
@@ -27,6 +27,9 @@ from .results import END, START
 
 class LiveWindows(UpdatingAggregateProcessor):
     """Input: rows with `_time`. Outputs: MAIN with `out_schema`, LATE with `in_schema`."""
+
+    # The watermark of a restart does not tell which: it is the least of several subtasks'.
+    _some_given = True
 
     def __init__(
         self,
@@ -60,9 +63,7 @@ class LiveWindows(UpdatingAggregateProcessor):
         self._next_gone = _least(ages)
 
     def _had_given(self, live: Slots) -> None:
-        if not self._early:
-            live = live[self._groups.touched[live] <= self._watermark]
-        super()._had_given(live)
+        super()._had_given(live[self._groups.is_given[live]])
 
     # Rows -------------------------------------------------------------------------------------
 
@@ -101,7 +102,8 @@ class LiveWindows(UpdatingAggregateProcessor):
             return
         slots = self._groups.changed.take()
         ages = self._groups.touched[slots]
-        due = ages <= watermark
+        # After a restart also windows may have been given that the watermark has yet to reach.
+        due = (ages <= watermark) | (self._groups.is_given[slots] & (not self._early))
         self._groups.changed.add(slots[~due])
         self._next_end = _least(ages[~due])
         slots = slots[due]
@@ -120,6 +122,8 @@ class LiveWindows(UpdatingAggregateProcessor):
     def before_snapshot(self, checkpoint_id: int) -> None:
         """Give what readers must have, if state is to say what they have; then keep the windows."""
         if not self._early:
+            if self._groups.changed:
+                self._next_end = WATERMARK_MIN  # to look at those that were given, too
             self._give_complete(self._watermark)
             self._save()
         else:

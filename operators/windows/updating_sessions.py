@@ -116,8 +116,9 @@ class UpdatingSessionProcessor(LiveWindows):
         """Find the sessions of the checkpoint."""
         self._sessions = LiveSessions(self._key_schema)
         self._ends, self._finals = DueSlots(), DueSlots()
-        self._over_at = ctx.watermark
+        self._over_at = WATERMARK_MAX
         super().open(ctx)
+        self._over_at = ctx.watermark
         self._room()
         live = self._groups.index.live
         if len(live):
@@ -287,13 +288,13 @@ class UpdatingSessionProcessor(LiveWindows):
         """These sessions have changed, or are those of the checkpoint."""
         ages = self._groups.touched[slots]
         self._ends.expect(slots, ages)
-        self._finals.expect(slots, ages + self._lateness_ns)
+        self._finals.expect(slots, _later(ages, self._lateness_ns))
 
     def _due(self, times: DueSlots, watermark: int, after_ns: int) -> Slots:
         """The sessions whose last instant is that long ago."""
         slots = times.take(watermark)
         slots = slots[self._sessions.is_live(slots)]
-        due_at = self._groups.touched[slots] + after_ns
+        due_at = _later(self._groups.touched[slots], after_ns)
         waits = due_at > watermark
         times.expect(slots[waits], due_at[waits])
         return slots[~waits]
@@ -359,3 +360,9 @@ class UpdatingSessionProcessor(LiveWindows):
     def _forget(self, slots: Slots) -> None:
         self._sessions.forget(slots)
         super()._forget(slots)
+
+
+def _later(times: Slots, by_ns: int) -> Slots:
+    """Saturated: a session far ahead with a long lateness is not final at once."""
+    later: Slots = np.minimum(times, WATERMARK_MAX - by_ns) + by_ns
+    return later

@@ -31,6 +31,8 @@ def test_what_cannot_be_meant_is_refused_on_its_line() -> None:
         (lambda: keyed.top(0, by="distance"), "top: 0 is not a number of rows"),
         (lambda: keyed.top(3, by="nope desc"), 'top: no column "nope"'),
         (lambda: keyed.top(3, by="distance", rank="tail"), 'there is a column "tail" already'),
+        (lambda: keyed.top(3, by="distance", rank="_change"), '"_change" is reserved'),
+        (lambda: keyed.top(3, by="distance", rank=3), "rank=3 is no name of a column"),  # type: ignore[arg-type]
         (lambda: keyed.deduplicate(keep="any"), "deduplicate: keep='any'"),  # type: ignore[arg-type]
         (lambda: keyed.limit_rate(2, per="0 s"), "must be longer than nothing"),
         (lambda: keyed.sample(1.5), "sample: 1.5 is not from 0 to 1"),

@@ -190,11 +190,12 @@ def test_what_is_no_calendar_is_refused() -> None:
         ("99 years", "1 day", {"timezone": "UTC"}, "a whole number of  every="),
         ("36000 days", "1 day", {"timezone": "UTC"}, "each row would be in 36000 windows"),
         ("3 months", "1 month", {"offset": "31 days"}, "offset='31 days' must be shorter"),
+        (timedelta(days=-7), "1 day", {"timezone": "UTC"}, "not a length between a day and"),
         ("7 days", "1 day", {"timezone": "Mars"}, r"hop\(timezone='Mars'\): there is no such"),
     ],
 )
 def test_hops_that_the_calendar_has_not_say_which_it_has(
-    size: str, every: str, options: Any, says: str
+    size: Any, every: str, options: Any, says: str
 ) -> None:
     with pytest.raises(PlanError, match=says):
         hop(size, every=every, **options)

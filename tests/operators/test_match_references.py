@@ -58,6 +58,12 @@ def test_all_that_a_reference_may_say() -> None:
         assert driven.taken().num_rows == holds, text
 
 
+def test_a_column_stays_a_column_though_a_step_has_its_name() -> None:
+    rows = [(1, "", None, 1, 1), (1, "", None, 2, 2), (1, "", None, 3, 3)]
+    driven = Harness(made_of("v b", {"b": "count(v) = 2"}), [SCHEMA]).send(as_batch(rows)).end()
+    assert tuples(driven.taken(), ["k"]) == [(1,)]
+
+
 def test_values_enter_conditions_that_refer() -> None:
     define = {"b": expr("v > last(a.v) + $more AND s = $who", more=5, who="x")}
     rows = [(1, "", None, 1, 1), (1, "x", None, 7, 2), (2, "", None, 1, 1), (2, "x", None, 6, 2)]
@@ -100,7 +106,7 @@ def test_a_total_that_does_not_fit_is_an_error_naming_it() -> None:
         ("a b", {"b": "last(a.v)"}, "b is int64, not a condition"),
         ("a b", {"b": "lag(a.v) > 1"}, "goes by the rows of the key, not of a step"),
         ("a b", {"b": "lead(v) > a.v"}, "conditions look back"),
-        ("k b", {"b": "count(k) > 1"}, '"k" is a step and a column'),
+        ("k b", {"b": "k.v > 1"}, '"k" is a step and a column'),
         ("a b", {"b": "count(distinct a.v) > 1"}, "no DISTINCT or FILTER"),
         ("a b", {"b": "max(sum(a.v)) > 1"}, "inside another call"),
         ("a b", {"b": "w > last(a.v)"}, 'no column "w"'),
