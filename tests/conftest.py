@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 
-# pytest loads them itself; looked through for doctests, several of one name would be in each other's
-# way.
+# pytest loads them itself. Looked through for doctests, files of one name are in each other's way.
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 CORES = 4
 LONG = (
